@@ -1,0 +1,56 @@
+"""The typed batch that flows from the dataset to the objectives.
+
+Shape legend (used in the whole package):
+    B batch, L text_length, T = L + 1 text tokens, G grid side, N = G * G visual tokens,
+    V text vocabulary, K clusters, D grid feature size, H hidden size.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, one caption each.
+
+    Attributes:
+        image_ids: names of the images (file name without suffix), B strings.
+        captions: the drawn caption of each sample as text, B strings.
+        text_ids: (B, T) int64, [CLS] words [SEP] cropped to L ids, then PAD.
+        masked_text_ids: (B, T) int64, the same with one position replaced by MASK.
+        mask_positions: (B,) int64, that position, in 1..T-1.
+        cluster_ids: (B, N) int64 in 0..K-1.
+        features: (B, N, D) float dense grid features, or None if the run does not read them.
+        references: (B, R, C) int64, all captions of the image (the reward's references), PAD-filled;
+            absent captions are all PAD.
+    """
+
+    image_ids: list[str]
+    captions: list[str]
+    text_ids: torch.Tensor
+    masked_text_ids: torch.Tensor
+    mask_positions: torch.Tensor
+    cluster_ids: torch.Tensor
+    features: torch.Tensor | None
+    references: torch.Tensor
+
+    def _map(self, function: Any) -> "Batch":
+        changed = {
+            field.name: function(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory (called by the DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.image_ids)

@@ -1,0 +1,395 @@
+"""Configuration: yacs defaults, then YAML files with `_BASE_` chains, then `key value` overrides.
+
+The only file that sees yacs. The result is validated, has every path absolute, and is frozen.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from generations.errors import UserError
+from generations.vocabulary import EOS
+
+TASKS = ("xe_i2t", "xe_t2i", "rl_i2t", "rl_t2i")
+SPLITS = ("train", "restval", "trainrestval", "val", "test")
+
+# Paths that are derived from data_dir when they are left empty: key -> file name.
+DATA_FILES = {
+    "dataset_coco": "dataset_coco.json",
+    "grid_feat_path_train": "maskrcnn_train_grid8.h5",
+    "grid_feat_path_valid": "maskrcnn_valid_grid8.h5",
+    "grid_cluster_id_path_train": "cluster_ids_train.pkl",
+    "grid_cluster_id_path_valid": "cluster_ids_valid.pkl",
+    "grid_cluster_centroids_path": "centroids.npy",
+    "pretrained_generator": "generator.pth",
+}
+PATHS = (
+    *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
+    *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
+    *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
+    *DATA_FILES,
+)
+
+
+def default_config() -> CfgNode:
+    """Fresh defaults: the full-size model on COCO (SPEC 4). Flags are 0/1."""
+    cfg = CfgNode()
+    # the run
+    cfg.exp_id = ""
+    cfg.seed = 123
+    cfg.device = "auto"  # auto, cpu, cuda, cuda:1, mps
+    cfg.distributed = 1  # join the process group when the launcher set one up
+    cfg.fp16 = 1  # autocast where the device has it: bf16, else fp16 with loss scaling
+    cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
+    cfg.log_time = 400
+    cfg.checkpoint_time = 10000
+    cfg.test_interval = 10000
+    cfg.num_workers = 4
+    cfg.samples_per_gpu = 32
+    cfg.gradient_accumulation_steps = 1
+    # where things are; relative paths in files are under root_path, typed ones under the cwd
+    cfg.root_path = ""  # '': the checkout
+    cfg.save_dir = "models"
+    cfg.img_save_dir = ""  # '': inside the run's folder
+    cfg.data_dir = "data/coco"
+    cfg.images_dir = ""
+    cfg.captions_file = ""
+    cfg.vocab_file = ""  # '': the bundled bert-base-uncased vocabulary
+    for key in DATA_FILES:
+        cfg[key] = ""  # '': inside data_dir
+    cfg.gt_img_dir_val2014 = ""
+    cfg.gt_img_dir_5k = ""
+    cfg.gt_img_dir_3w = ""
+    cfg.id2captions_test = ""
+    cfg.test_samples = ""
+    cfg.rprec_hard_samples_dir = ""
+    # starting point
+    cfg.model_path = ""
+    cfg.load_model_only = 0
+    cfg.resume_from_latest = 1
+    cfg.restart_iteration = 0
+    cfg.pretrained_model = ""
+    cfg.checkpoint_format = "pth"  # pth: the released layout; safetensors: weights and state apart
+    # data
+    cfg.train_split = "train"
+    cfg.text_length = 17
+    cfg.grid_feat_dim = 2048
+    cfg.grid_size = 8
+    cfg.grid_cluster_num = 10000
+    cfg.use_mix_feature = 1
+    cfg.use_grid_cluster = 1
+    cfg.use_grid_feat = 1
+    # model
+    cfg.model = CfgNode()
+    cfg.model.hidden_size = 768
+    cfg.model.num_heads = 12
+    cfg.model.intermediate_size = 3072
+    cfg.model.language_layers = 9
+    cfg.model.visual_layers = 5
+    cfg.model.cross_layers = 5
+    cfg.model.vocab_size = 30522
+    cfg.model.dropout = 0.1
+    cfg.xlxmert_zeroshot = 0
+    # objectives
+    cfg.iteration_tasks = ["xe_t2i", "xe_i2t"]
+    cfg.label_smoothing = 0.2
+    cfg.label_smoothing_classes = 30522  # words it is spread over, as in the original; 0: vocab_size
+    cfg.visual_mask_per_sample = 0  # 1: each sample draws its own xe_t2i mask
+    cfg.mse_loss = 0.0
+    cfg.use_clip_score = 1
+    # optimisation
+    cfg.solver = CfgNode()
+    cfg.solver.optimizer = "adamw"
+    cfg.solver.lr = 5e-5
+    cfg.solver.weight_decay = 1e-2
+    cfg.solver.betas = [0.9, 0.999]
+    cfg.solver.eps = 1e-6
+    cfg.solver.grad_clip = 1.0
+    cfg.scheduler = CfgNode()
+    cfg.scheduler.method = "WarmupCosineSchedule"
+    cfg.scheduler.warmup_steps = 10000
+    cfg.scheduler.max_steps = 200000
+    # image generator
+    cfg.generator = CfgNode()
+    cfg.generator.image_size = 256
+    cfg.generator.channels = 32
+    cfg.generator.bottleneck_channels = 256
+    cfg.generator.style_channels = 128
+    cfg.generator.noise = 0  # 1: noise injection when painting, as the original did
+    cfg.generator.train_steps = 20000
+    cfg.generator.batch_size = 32
+    cfg.generator.lr = 4e-4
+    cfg.generator.discriminator_lr = 1e-4
+    cfg.generator.adversarial_start = 0  # step at which the adversarial losses join
+    cfg.generator.adversarial_weight = 1.0
+    cfg.generator.feature_matching_weight = 10.0
+    cfg.generator.reconstruction_weight = 10.0
+    # features and codebook (prepare.py)
+    cfg.features = CfgNode()
+    cfg.features.extractor = "patches"
+    cfg.features.image_size = 256  # side of the square that images are resized to
+    cfg.features.batch_size = 64
+    cfg.features.skip_bad = 0  # 1: leave out images that cannot be read, and count them
+    cfg.clusters = CfgNode()
+    cfg.clusters.iterations = 20
+    cfg.clusters.max_points_per_centroid = 256
+    # inference and evaluation
+    cfg.test_num = 499  # images; -1: all
+    cfg.test_val2014 = 1  # painting captions: first of each image, test + val + restval, to 30000
+    cfg.collapse_repeats = 1  # "a a dog" -> "a dog" in written captions
+    cfg.eval_fid = 1
+    cfg.eval_is = 0
+    cfg.eval_clipscore = 1
+    cfg.eval_rprec = 0
+    cfg.eval_rprec_hard = 0
+    cfg.evaluate_images_dir = ""
+    return cfg
+
+
+def load_config(
+    files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> CfgNode:
+    """Merge defaults, YAML files in order, then `key value` pairs; validate, derive and freeze.
+
+    Args:
+        files: YAML files; a `_BASE_` key in one names the file (relative to it) it builds on.
+        overrides: flat sequence "key", "value", ...; nested keys with dots ("solver.lr").
+
+    Raises:
+        UserError: unknown key (the nearest known one is named), wrong type, unreadable file or
+            flags that contradict each other.
+
+    Source: SPEC 4.
+    """
+    cfg = default_config()
+    explicit: set[str] = set()
+    for file in files:
+        for source, values in _read_chain(Path(file), ()):
+            for key, value in _flatten(values):
+                _set(cfg, key, value, str(source))
+                explicit.add(key)
+    for key, value in _pairs(overrides):
+        _set(cfg, key, _under_cwd(key, value), "command line")
+        explicit.add(key)
+    _resolve_paths(cfg)
+    _validate(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def checkout_root() -> Path:
+    """The folder that holds the package: the checkout of an editable install."""
+    return Path(__file__).resolve().parents[1]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    path = path.expanduser().resolve()
+    if path in seen:
+        raise UserError(f"config {path}: its _BASE_ chain leads back to itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"config {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} must hold `key: value` lines, not a {type(values).__name__}")
+    base = values.pop("_BASE_", None)
+    if base is not None:
+        yield from _read_chain(path.parent / str(base), (*seen, path))
+    yield path, values
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if len(overrides) % 2:
+        raise UserError(
+            f"overrides come as `key value` pairs, but {overrides[-1]!r} at the end has no partner; "
+            "lists are written without spaces: iteration_tasks xe_i2t,xe_t2i"
+        )
+    return zip(overrides[::2], overrides[1::2], strict=True)
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
+    known = list(_keys(cfg))
+    if key not in known:
+        # a bare `lr` should find solver.lr, so compare with the last part too
+        close = difflib.get_close_matches(key, known, 1, 0.6) or [
+            name for name in known if name.split(".")[-1] == key.split(".")[-1]
+        ]
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"{source}: unknown key {key!r}{hint}")
+    *parents, last = key.split(".")
+    node = cfg
+    for parent in parents:
+        node = node[parent]
+    node[last] = _coerce(key, value, node[last], source)
+
+
+def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
+    """Read `value` (text, or what YAML made of it) as the type of the default."""
+    kind = type(default)
+    try:
+        if kind is list:
+            item = float if default and isinstance(default[0], float) else str
+            return [item(part) for part in _as_list(value)]
+        if kind is str:
+            if isinstance(value, (list, Mapping)):
+                raise ValueError
+            return "" if value is None else str(value).strip("'\"")
+        if isinstance(value, str):
+            value = {"true": "1", "false": "0"}.get(value.lower(), value)
+        if isinstance(value, (list, type(None))) or (kind is int and float(value) != int(float(value))):
+            raise ValueError
+        return kind(float(value))
+    except (ValueError, TypeError, OverflowError):
+        names = {int: "a whole number", float: "a number", str: "text", list: "a list"}
+        raise UserError(
+            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r}"
+        ) from None
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    text = str(value).strip()
+    try:
+        parsed = ast.literal_eval(text)
+        if isinstance(parsed, (list, tuple)):
+            return list(parsed)
+    except (ValueError, SyntaxError):
+        pass  # a shell ate the quotes: [xe_i2t,xe_t2i] or xe_i2t,xe_t2i
+    parts = [part.strip().strip("'\"") for part in text.strip("[]()").split(",")]
+    return [part for part in parts if part]
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+def _under_cwd(key: str, value: str) -> str:
+    """A path typed on the command line is meant from where it was typed."""
+    if (key in PATHS or key == "root_path") and value and not value.startswith("hf:"):
+        return str(Path(value).expanduser().absolute())
+    return value
+
+
+def _resolve_paths(cfg: CfgNode) -> None:
+    root = Path(cfg.root_path or checkout_root()).expanduser().absolute()
+    cfg.root_path = str(root)
+    for key in PATHS:
+        if cfg[key] and not cfg[key].startswith("hf:"):
+            cfg[key] = str(root / Path(cfg[key]).expanduser())
+    for key, name in DATA_FILES.items():
+        cfg[key] = cfg[key] or str(Path(cfg.data_dir) / name)
+
+
+# --- validation ----------------------------------------------------------------------------------
+
+
+def _validate(cfg: CfgNode) -> None:
+    _check_choices(cfg)
+    _check_ranges(cfg)
+    dense, discrete = cfg.use_grid_feat, cfg.use_grid_cluster
+    if cfg.use_mix_feature and not (dense and discrete):
+        off = "use_grid_feat" if not dense else "use_grid_cluster"
+        raise UserError(
+            f"use_mix_feature 1 reads dense features and cluster ids, but {off} is 0; set {off} 1, "
+            "or use_mix_feature 0 for the one-level ablations"
+        )
+    if not cfg.use_mix_feature and bool(dense) == bool(discrete):
+        raise UserError(
+            f"use_mix_feature 0 needs exactly one of use_grid_feat (dense) and use_grid_cluster "
+            f"(discrete) set to 1; both are {dense}"
+        )
+    if cfg.model.hidden_size % cfg.model.num_heads:
+        raise UserError(
+            f"model.hidden_size {cfg.model.hidden_size} is not a multiple of model.num_heads "
+            f"{cfg.model.num_heads}"
+        )
+    if "rl_t2i" in cfg.iteration_tasks and not (cfg.mse_loss or cfg.use_clip_score):
+        raise UserError("rl_t2i has no loss: set use_clip_score 1 or mse_loss 1")
+    cosine = cfg.scheduler.method == "WarmupCosineSchedule"
+    if cosine and cfg.scheduler.warmup_steps > cfg.scheduler.max_steps:
+        raise UserError(
+            f"scheduler.warmup_steps {cfg.scheduler.warmup_steps} is more than scheduler.max_steps "
+            f"{cfg.scheduler.max_steps}; lower the warm-up or train longer"
+        )
+    if len(cfg.solver.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.solver.betas):
+        raise UserError(f"solver.betas takes two numbers in [0, 1), not {cfg.solver.betas}")
+
+
+def _check_choices(cfg: CfgNode) -> None:
+    if not cfg.iteration_tasks:
+        raise UserError("iteration_tasks is empty; name at least one of " + ", ".join(TASKS))
+    splits = [part.strip() for part in cfg.train_split.split(",")]
+    choices = [
+        *(("iteration_tasks", task, TASKS) for task in cfg.iteration_tasks),
+        *(("train_split", split, SPLITS) for split in splits),
+        ("scheduler.method", cfg.scheduler.method, ("WarmupCosineSchedule", "ConstantLRSchedule")),
+        ("solver.optimizer", cfg.solver.optimizer, ("adamw", "adamw_transformers")),
+        ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
+    ]
+    for key, value, known in choices:
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+    flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
+    flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
+    flags += ("use_clip_score", "visual_mask_per_sample", "collapse_repeats", "eval_fid", "eval_is")
+    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard")
+    for key in flags:
+        if cfg[key] not in (0, 1):
+            raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
+
+
+def _check_ranges(cfg: CfgNode) -> None:
+    at_least = {
+        "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
+        "grid_cluster_num": 1, "text_length": 3, "num_workers": 0, "log_time": 1, "test_num": -1,
+        "checkpoint_time": 1, "test_interval": 0, "restart_iteration": 0, "mse_loss": 0,
+        "seed": 0, "label_smoothing_classes": 0, "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
+        "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
+        "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
+        "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
+        "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
+    }  # fmt: skip
+    for key, low in at_least.items():
+        *parents, last = key.split(".")
+        value = (cfg[parents[0]] if parents else cfg)[last]
+        if value < low:
+            raise UserError(f"{key} must be at least {low}, not {value}")
+    if cfg.text_length > 511:
+        raise UserError(f"text_length {cfg.text_length}: the position table ends at 511")
+    if not EOS < cfg.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
+        )
+    for key in ("model.dropout", "label_smoothing"):
+        value = cfg.model.dropout if key == "model.dropout" else cfg.label_smoothing
+        if not 0 <= value < 1:
+            raise UserError(f"{key} must lie in [0, 1), not {value}")
+

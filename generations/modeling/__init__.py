@@ -1,0 +1,44 @@
+"""The unified transformer and how a configuration builds it."""
+
+import numpy as np
+from torch import Tensor
+from yacs.config import CfgNode
+
+from generations.modeling.levels import FeatureLevels, visual_input
+from generations.modeling.transformer import ModelSize, UnifiedTransformer, set_codebook
+
+__all__ = [
+    "FeatureLevels",
+    "ModelSize",
+    "UnifiedTransformer",
+    "build_model",
+    "model_size",
+    "set_codebook",
+    "visual_input",
+]
+
+
+def model_size(cfg: CfgNode) -> ModelSize:
+    """The sizes that a configuration asks for."""
+    return ModelSize(
+        **cfg.model,
+        grid_size=cfg.grid_size,
+        feature_size=cfg.grid_feat_dim,
+        clusters=cfg.grid_cluster_num,
+    )
+
+
+def build_model(cfg: CfgNode, centroids: np.ndarray | Tensor | None = None) -> UnifiedTransformer:
+    """Build the network with fresh weights, in training mode, on the CPU.
+
+    Args:
+        cfg: a configuration of `generations.config.load_config`.
+        centroids: (K, D) codebook; without it the codebook is random until weights are loaded.
+
+    Raises:
+        UserError: the codebook's shape is not the configuration's.
+    """
+    model = UnifiedTransformer(model_size(cfg), zeroshot=bool(cfg.xlxmert_zeroshot))
+    if centroids is not None:
+        set_codebook(model, centroids)
+    return model

@@ -1,0 +1,21 @@
+"""Losses and tasks."""
+
+from generations.objectives.losses import (
+    label_smoothing_loss,
+    random_mask_positions,
+    self_critical_loss,
+)
+from generations.objectives.tasks import TASKS, StepOutput, TaskContext, TaskStep
+from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
+
+__all__ = [
+    "TASKS",
+    "StepOutput",
+    "TaskContext",
+    "TaskStep",
+    "label_smoothing_loss",
+    "random_mask_positions",
+    "self_critical_loss",
+    "xe_i2t_loss",
+    "xe_t2i_loss",
+]

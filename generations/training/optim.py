@@ -1,0 +1,137 @@
+"""Optimiser, learning-rate schedule, and the original's zero-gradient rule. Source: SPEC 5."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """AdamW and its schedule."""
+
+    optimizer: str = "adamw"
+    lr: float = 5e-5
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    grad_clip: float = 1.0
+    schedule: str = "WarmupCosineSchedule"
+    warmup_steps: int = 10000
+    max_steps: int = 200000
+
+
+def build_optimizer(model: nn.Module, settings: SolverSettings) -> Optimizer:
+    """AdamW over all parameters in one group, weight decay on everything.
+
+    The frozen codebook is among them, as in released checkpoints; without a gradient it is never
+    touched.
+    """
+    parameters = list(model.parameters())
+    arguments: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": tuple(settings.betas),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.optimizer == "adamw_transformers":
+        return AdamWTransformers(parameters, **arguments)
+    return AdamW(parameters, **arguments, fused=True)
+
+
+def build_scheduler(optimizer: Optimizer, settings: SolverSettings) -> LambdaLR:
+    """Linear warm-up then cosine to 0 at max_steps, or a constant rate. The first step has rate 0
+    when there is a warm-up.
+    """
+    if settings.schedule == "ConstantLRSchedule":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    warmup, total = settings.warmup_steps, settings.max_steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        progress = (step - warmup) / max(1, total - warmup)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def fill_absent_gradients(model: nn.Module, joined: set[str]) -> None:
+    """Give a zero gradient to parameters that this iteration did not use.
+
+    In the original every parameter has a gradient in every iteration, so AdamW moves and decays
+    the ones a task did not use as well. Exceptions are `pooler.*` and
+    `classifier.seq_relationship.*`, which no loss reads, and the frozen codebook; `mask_feat`
+    joins at its first gradient.
+
+    Args:
+        model: after the backward pass.
+        joined: names of parameters that had a gradient before; kept by the caller, updated here.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name.startswith(_NEVER_READ):
+            continue
+        if parameter.grad is not None:
+            joined.add(name)
+        elif name in joined or name != "mask_feat":
+            parameter.grad = torch.zeros_like(parameter)
+
+
+_NEVER_READ = ("pooler.", "classifier.seq_relationship.")
+
+
+class AdamWTransformers(Optimizer):
+    """AdamW as in transformers 4.1, which trained the original.
+
+    It differs from torch's: eps is added to the root of the second moment before the bias
+    correction, and the decay comes after the update.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 5e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                by_step.setdefault(state["step"], []).append(parameter)
+            for step, parameters in by_step.items():
+                self._update(parameters, step, group)
+
+    def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        gradients = [parameter.grad for parameter in parameters]
+        first = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_add_(denominators, group["eps"])
+        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        torch._foreach_addcdiv_(parameters, first, denominators, -rate)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
