@@ -98,7 +98,9 @@ def default_config() -> CfgNode:
     # objectives
     cfg.iteration_tasks = ["xe_t2i", "xe_i2t"]
     cfg.label_smoothing = 0.2
-    cfg.label_smoothing_classes = 30522  # words it is spread over, as in the original; 0: vocab_size
+    cfg.label_smoothing_classes = (
+        30522  # words it is spread over, as in the original; 0: vocab_size
+    )
     cfg.visual_mask_per_sample = 0  # 1: each sample draws its own xe_t2i mask
     cfg.mse_loss = 0.0
     cfg.use_clip_score = 1
@@ -151,9 +153,7 @@ def default_config() -> CfgNode:
     return cfg
 
 
-def load_config(
-    files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> CfgNode:
+def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> CfgNode:
     """Merge defaults, YAML files in order, then `key value` pairs; validate, derive and freeze.
 
     Args:
@@ -201,9 +201,13 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapp
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"config {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(values, dict):
-        raise UserError(f"config {path} must hold `key: value` lines, not a {type(values).__name__}")
+        raise UserError(
+            f"config {path} must hold `key: value` lines, not a {type(values).__name__}"
+        )
     base = values.pop("_BASE_", None)
     if base is not None:
         yield from _read_chain(path.parent / str(base), (*seen, path))
@@ -264,7 +268,9 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
             return "" if value is None else str(value).strip("'\"")
         if isinstance(value, str):
             value = {"true": "1", "false": "0"}.get(value.lower(), value)
-        if isinstance(value, (list, type(None))) or (kind is int and float(value) != int(float(value))):
+        if isinstance(value, (list, type(None))) or (
+            kind is int and float(value) != int(float(value))
+        ):
             raise ValueError
         return kind(float(value))
     except (ValueError, TypeError, OverflowError):
@@ -392,4 +398,3 @@ def _check_ranges(cfg: CfgNode) -> None:
         value = cfg.model.dropout if key == "model.dropout" else cfg.label_smoothing
         if not 0 <= value < 1:
             raise UserError(f"{key} must lie in [0, 1), not {value}")
-

@@ -58,9 +58,7 @@ class Runtime:
                 growth_interval=2**31 - 1,
                 enabled=self.autocast_dtype == torch.float16,
             )
-        return torch.amp.GradScaler(
-            self.device.type, enabled=self.autocast_dtype == torch.float16
-        )
+        return torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype == torch.float16)
 
 
 @contextmanager

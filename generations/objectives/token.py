@@ -39,9 +39,7 @@ def xe_i2t_loss(
     text = model.encode_text(text_ids, text_mask)
     _, state = model.fuse(vision, text, text_mask, read="text", text_positions=positions[:, None])
     targets = batch.text_ids.gather(1, positions[:, None])[:, 0]
-    return label_smoothing_loss(
-        model.text_logits(state[:, 0]), targets, smoothing, classes=classes
-    )
+    return label_smoothing_loss(model.text_logits(state[:, 0]), targets, smoothing, classes=classes)
 
 
 def xe_t2i_loss(

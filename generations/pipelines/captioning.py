@@ -55,7 +55,9 @@ def write_captions(
         One entry per image, sorted by image id; the same list on every process.
     """
     written: list[WrittenCaption] = []
-    bar = tqdm(total=total, desc="captions", unit="image", disable=None if runtime.is_main else True)
+    bar = tqdm(
+        total=total, desc="captions", unit="image", disable=None if runtime.is_main else True
+    )
     with bar:
         for image_ids, inputs in batches:
             inputs = {name: tensor.to(runtime.device) for name, tensor in inputs.items()}

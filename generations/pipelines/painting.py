@@ -111,7 +111,10 @@ def paint_captions(
     numbered = list(enumerate(requests, 1))[runtime.rank :: runtime.world_size]
     items: list[tuple[int, dict[str, Any]]] = []
     bar = tqdm(
-        total=len(numbered), desc="painting", unit="image", disable=None if runtime.is_main else True
+        total=len(numbered),
+        desc="painting",
+        unit="image",
+        disable=None if runtime.is_main else True,
     )
     with bar:
         for start in range(0, len(numbered), settings.batch_size):

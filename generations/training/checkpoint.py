@@ -3,11 +3,13 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
-from torch.optim import Optimizer
-
-from generations.checkpoint import load_weights, read_training_checkpoint, write_training_checkpoint
+from generations.checkpoint import (
+    load_optimizer_state,
+    load_tensors,
+    read_training_checkpoint,
+    write_training_checkpoint,
+)
 from generations.errors import UserError
 from generations.training.loop import TrainingState
 
@@ -64,11 +66,11 @@ def resume(path: Path, state: TrainingState) -> None:
     Raises:
         UserError: the file holds weights alone, or an optimiser of another model.
     """
-    load_weights(state.model, path)
     saved = read_training_checkpoint(path)
     if saved.optimizer is None or saved.scheduler is None:
         raise UserError(f"{path} holds no optimiser state to resume from; set load_model_only 1")
-    state.optimizer.load_state_dict(_checked(path, saved.optimizer, state.optimizer))
+    load_tensors(state.model, saved.weights, str(path))
+    load_optimizer_state(state.optimizer, saved.optimizer, state.model, str(path))
     state.scheduler.load_state_dict(saved.scheduler)
     if saved.extra.get("scaler"):
         state.scaler.load_state_dict(saved.extra["scaler"])
@@ -77,22 +79,3 @@ def resume(path: Path, state: TrainingState) -> None:
     names = [name for name, _ in state.model.named_parameters()]
     with_state = {names[index] for index in saved.optimizer["state"]}
     state.joined = set(saved.extra.get("joined", with_state))
-
-
-def _checked(path: Path, saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """The saved state if it fits the optimiser's parameters, which are all the model's in order."""
-    parameters = optimizer.param_groups[0]["params"]
-    fits = len(saved["param_groups"]) == 1 and len(saved["param_groups"][0]["params"]) == len(
-        parameters
-    )
-    if not fits or any(
-        moments["exp_avg"].shape != parameters[index].shape
-        for index, moments in saved["state"].items()
-    ):
-        raise UserError(
-            f"{path}: its optimiser state is not of this model; set the flags it was trained with, "
-            "or load_model_only 1 to take the weights alone"
-        )
-    # how torch computes the update belongs to this machine, not to the run
-    own = {name: optimizer.param_groups[0].get(name) for name in ("fused", "foreach")}
-    return {"state": saved["state"], "param_groups": [{**saved["param_groups"][0], **own}]}

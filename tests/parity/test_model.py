@@ -23,7 +23,9 @@ CELLS = 16
 
 def tensors(arrays: dict[str, np.ndarray], prefix: str = "", row: int | None = None) -> dict:
     return {
-        name.removeprefix(prefix): torch.from_numpy(np.asarray(value if row is None else value[row]))
+        name.removeprefix(prefix): torch.from_numpy(
+            np.asarray(value if row is None else value[row])
+        )
         for name, value in arrays.items()
         if name.startswith(prefix) and value.dtype.kind in "fi" and (row is None or value.ndim > 1)
     }

@@ -1,0 +1,234 @@
+"""Files of tensors, read so that nothing in them can run, and written so that none is ever half."""
+
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from generations.checkpoint.keys import TIED
+from generations.errors import UserError
+from generations.files import atomic_path
+
+PTH_SUFFIXES = (".pth", ".pt", ".bin")
+WEIGHTS_FILE = "model.safetensors"
+AGAIN = "copy or download it again"
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a .pth, .pt, .bin or .safetensors file.
+
+    A zipped .pth is mapped, not read: its tensors cost memory only while they are used.
+
+    Args:
+        path: a file of weights, or a training checkpoint, of which the weights are taken.
+
+    Returns:
+        {name in the file: tensor on the CPU}
+
+    Raises:
+        UserError: no such file, another kind of file, a damaged one, or one that holds more than
+            tensors and plain containers.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    return weights_in(read_pth(path), path)
+
+
+def read_pth(path: str | Path) -> Any:
+    """Read what torch.save wrote, zipped or in the older layout; only plain data is unpickled.
+
+    Raises:
+        UserError: as `read_tensors`.
+    """
+    path = Path(path)
+    if path.suffix not in PTH_SUFFIXES:
+        kinds = ", ".join((*PTH_SUFFIXES, ".safetensors"))
+        raise UserError(f"checkpoint {path}: its suffix is none of {kinds}")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+    if zipped:
+        _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a foreign or damaged pickle can raise anything
+        raise _refusal(path, error) from None
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Read a .safetensors file.
+
+    Returns:
+        {name: tensor on the CPU}, and the checksum that `save_safetensors` put in ('' for files
+        of others, which have none).
+
+    Raises:
+        UserError: no such file, a damaged one, or none of this kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            checksum = (file.metadata() or {}).get("crc32", "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # the parser's own errors and whatever a damaged header leads to
+        raise UserError(
+            f"checkpoint {path} is truncated, damaged or no safetensors file "
+            f"({_short(error)}): {AGAIN}"
+        ) from None
+    if checksum and checksum != checksum_of(tensors):
+        raise UserError(f"checkpoint {path} is damaged (its checksum differs): {AGAIN}")
+    return tensors, checksum
+
+
+def _check_archive(path: Path) -> None:
+    """Hold the zip's checksums against its content: torch does not, and flipped bits would load."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            # torch compresses nothing, so what claims to unpack to more is no checkpoint
+            if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(f"checkpoint {path} is a zip file, but none of PyTorch's")
+            damaged = archive.testzip()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged directory can raise anything
+        raise UserError(
+            f"checkpoint {path} is truncated or damaged ({_short(error)}): {AGAIN}"
+        ) from None
+    if damaged:
+        raise UserError(f"checkpoint {path} is damaged ({damaged} fails its checksum): {AGAIN}")
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    found = re.search(r"(?:GLOBAL|function|class) ([\w.]+\.[\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and found:
+        return UserError(
+            f"checkpoint {path} is refused: reading it would call {found[1]}, and only tensors and "
+            "plain containers are read; save it anew with torch.save(model.state_dict(), ...) from "
+            "a program you trust"
+        )
+    return UserError(
+        f"checkpoint {path} is truncated, damaged or no PyTorch file ({_short(error)}): {AGAIN}"
+    )
+
+
+def weights_in(payload: Any, path: Path) -> dict[str, Tensor]:
+    """The weights of what `read_pth` gave: all of it, or its "model" or "state_dict" entry."""
+    if not isinstance(payload, Mapping):
+        raise UserError(f"checkpoint {path} holds a {type(payload).__name__}, not named tensors")
+    for entry in ("model", "state_dict"):
+        if isinstance(payload.get(entry), Mapping):
+            payload = payload[entry]
+            break
+    if not payload:
+        raise UserError(f"checkpoint {path} holds no tensors")
+    for name, value in payload.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise UserError(
+                f"checkpoint {path}: {name!r} is a {type(value).__name__}, not a named dense tensor"
+            )
+    return dict(payload)
+
+
+def _is_plain(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def _short(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text[:120]
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def save_pth(path: str | Path, payload: Any) -> None:
+    """torch.save, atomically.
+
+    Raises:
+        UserError: wrong suffix, or it cannot be written; an earlier file is left as it was.
+    """
+    path = Path(path)
+    if path.suffix not in PTH_SUFFIXES:
+        raise UserError(f"checkpoint {path}: its suffix is none of {', '.join(PTH_SUFFIXES)}")
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(payload, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise unwritable(path, error) from error
+
+
+def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a .safetensors file atomically, with a checksum of names, shapes and values.
+
+    Tied tensors are stored under their first name (see `keys.TIED`).
+
+    Raises:
+        UserError: it cannot be written; an earlier file is left as it was.
+    """
+    path = Path(path)
+    ready = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in one_name_each(tensors).items()
+    }
+    metadata = {"format": "pt", "crc32": checksum_of(ready)}  # "format": transformers asks for it
+    try:
+        with atomic_path(path) as temporary:
+            save_file(ready, temporary, metadata)
+    except (OSError, RuntimeError) as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """The error of a checkpoint that could not be written."""
+    return UserError(
+        f"checkpoint {path} cannot be written ({_short(error)}); an earlier one is as it was: make "
+        "room or choose another save_dir"
+    )
+
+
+def one_name_each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the second name of a tied tensor; two different tensors both stay."""
+    second_names = {
+        second
+        for second, first in TIED.items()
+        if second in tensors and first in tensors and same(tensors[second], tensors[first])
+    }
+    return {name: tensor for name, tensor in tensors.items() if name not in second_names}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or equal."""
+    if one.data_ptr() == other.data_ptr() and one.shape == other.shape:
+        return True  # asked first: it is quick, and NaN is not equal to itself
+    return torch.equal(one, other.to(one.dtype))
+
+
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and values, as eight hexadecimal digits."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"

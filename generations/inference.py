@@ -1,0 +1,102 @@
+"""Image -> text: `python generations/inference.py [--config FILE] exp_id X key value ...`
+
+Captions the Karpathy test split, or with `--image FILE ...` raw images.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the package's own folder must not shadow libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from argparse import ArgumentParser
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from generations import cli, runtime
+from generations.datasets import read_split
+from generations.features import build_extractor, extractor_settings, load_image
+from generations.files import write_json
+from generations.pipelines import assembly
+from generations.pipelines.captioning import CaptioningSettings, WrittenCaption, write_captions
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, caption, write."""
+    arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    with runtime.start(cfg.device, bool(cfg.distributed), bool(cfg.fp16)) as here:
+        cli.quiet_unless(here.is_main)
+        if arguments.image:
+            for path, entry in zip(
+                arguments.image, caption_files(cfg, here, arguments.image), strict=True
+            ):
+                logger.info("%s: %s", path, entry["caption"])
+        else:
+            caption_split(cfg, here, arguments.split)
+
+
+def _options(parser: ArgumentParser) -> None:
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="raw images to caption")
+    parser.add_argument("--split", default="test", help="split to caption (default: test)")
+
+
+def caption_split(cfg: CfgNode, here: runtime.Runtime, split: str) -> list[WrittenCaption]:
+    """Caption a split; writes captions_<split>_<iteration>.json, a COCO results file."""
+    records = read_split(cfg.dataset_coco, split)
+    if cfg.test_num >= 0:
+        records = records[: cfg.test_num]
+    mine = records[here.rank :: here.world_size]
+    model, start = assembly.load_trained_model(cfg, here)
+    written = write_captions(
+        model,
+        assembly.open_tokenizer(cfg),
+        assembly.captioning_batches(cfg, mine),
+        CaptioningSettings(cfg.text_length, bool(cfg.collapse_repeats)),
+        here,
+        total=len(mine),
+    )
+    path = assembly.run_folder(cfg) / f"captions_{split}_{start.iteration:07d}.json"
+    if here.is_main:
+        write_json(path, written)
+        logger.info("wrote %d captions to %s", len(written), path)
+    return written
+
+
+def caption_files(
+    cfg: CfgNode, here: runtime.Runtime, paths: Sequence[str]
+) -> list[WrittenCaption]:
+    """Caption raw images through the configured extractor; image ids count from 0."""
+    extractor = build_extractor(extractor_settings(cfg))
+    pixels = [load_image(path, cfg.features.image_size) for path in paths]
+    model, _ = assembly.load_trained_model(cfg, here)
+    dense = assembly.feature_levels(cfg).captioning
+
+    def batches() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        for first in range(0, len(pixels), cfg.samples_per_gpu):
+            part = pixels[first : first + cfg.samples_per_gpu]
+            features = torch.from_numpy(extractor(part)).flatten(1, 2)  # (B, N, D)
+            ids = list(range(first, first + len(part)))
+            if dense:
+                yield ids, {"features": features}
+            else:
+                codebook = model.cluster_codebook.weight.cpu()
+                yield ids, {"cluster_ids": torch.cdist(features, codebook[None]).argmin(-1)}
+
+    return write_captions(
+        model,
+        assembly.open_tokenizer(cfg),
+        batches(),
+        CaptioningSettings(cfg.text_length, bool(cfg.collapse_repeats)),
+        here,
+        total=len(pixels),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""Merging, reading and refusing configurations."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generations.config import TASKS, default_config, load_config
+from generations.errors import UserError
+
+
+@pytest.mark.parametrize("text", ["['xe_i2t','xe_t2i']", "[xe_i2t,xe_t2i]", "xe_i2t,xe_t2i"])
+def test_lists_survive_shells(text):
+    cfg = load_config(overrides=("iteration_tasks", text))
+    assert cfg.iteration_tasks == ["xe_i2t", "xe_t2i"]
+
+
+@given(st.lists(st.sampled_from(TASKS), min_size=1, max_size=6))
+def test_any_list_is_read_back(tasks):
+    for text in (str(tasks), ",".join(tasks), f"[{', '.join(tasks)}]"):
+        assert load_config(overrides=("iteration_tasks", text)).iteration_tasks == tasks
+
+
+def test_files_build_on_their_base_and_overrides_win(tmp_path):
+    (tmp_path / "base.yaml").write_text("solver: {lr: 1.0e-4}\nseed: 1\n")
+    (tmp_path / "delta.yaml").write_text("_BASE_: base.yaml\nseed: 2\nsolver.eps: 1e-8\n")
+    (tmp_path / "more.yaml").write_text("text_length: 9\n")
+    files = [tmp_path / "delta.yaml", tmp_path / "more.yaml"]
+    cfg = load_config(files, ("solver.weight_decay", "0"))
+    assert (cfg.solver.lr, cfg.solver.eps, cfg.solver.weight_decay) == (1e-4, 1e-8, 0.0)
+    assert (cfg.seed, cfg.text_length) == (2, 9)
+
+
+def test_the_result_is_frozen_and_its_dump_gives_it_back(tmp_path):
+    cfg = load_config(overrides=("exp_id", "x", "data_dir", str(tmp_path)))
+    with pytest.raises(AttributeError):
+        cfg.seed = 5
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load_config([tmp_path / "config.yaml"]) == cfg
+
+
+def test_paths_typed_are_under_the_cwd_and_others_under_the_root(tmp_path, monkeypatch):
+    (tmp_path / "file.yaml").write_text("root_path: /somewhere\ndata_dir: d\n")
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config([tmp_path / "file.yaml"], ("model_path", "sub/m.pth"))
+    assert cfg.dataset_coco == "/somewhere/d/dataset_coco.json"
+    assert cfg.model_path == str(tmp_path / "sub" / "m.pth")
+    assert load_config(overrides=("pretrained_model", "hf:a/b")).pretrained_model == "hf:a/b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("iteration_task", "xe_i2t"), "did you mean 'iteration_tasks'"),
+        (("lr", "1e-4"), "did you mean 'solver.lr'"),
+        (("samples_per_gpu", "many"), "samples_per_gpu takes a whole number"),
+        (("samples_per_gpu", "2.5"), "samples_per_gpu takes a whole number"),
+        (("solver.lr", "[1]"), "solver.lr takes a number"),
+        (("seed",), "no partner"),
+        (("use_mix_feature", "1", "use_grid_feat", "0"), "use_grid_feat is 0"),
+        (("use_mix_feature", "0"), "exactly one"),
+        (("iteration_tasks", "xe_t2t"), "none of xe_i2t"),
+        (("iteration_tasks", "rl_t2i", "use_clip_score", "0"), "no loss"),
+        (("train_split", "trainval"), "none of train"),
+        (("model.num_heads", "7"), "not a multiple"),
+        (("eval_fid", "2"), "0 or 1"),
+        (("scheduler.max_steps", "10"), "scheduler.warmup_steps"),
+        (("samples_per_gpu", "0"), "at least 1"),
+        (("model.vocab_size", "1000"), "special ids"),
+        (("text_length", "512"), "position table"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(overrides, said):
+    with pytest.raises(UserError, match=said.replace("[", r"\[")) as caught:
+        load_config(overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1\n", "key: value"),
+        ("solver: {lrr: 1}\n", "did you mean 'solver.lr'"),
+        ("_BASE_: bad.yaml\n", "leads back"),
+        ("_BASE_: none.yaml\n", "does not exist"),
+        ("seed: {a: 1}\n", "unknown key 'seed.a'"),
+        ("exp_id: [1]\n", "exp_id takes text"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        load_config([path])
+    assert ".yaml" in str(caught.value)
+
+
+def test_the_defaults_are_the_published_setting():
+    cfg = default_config()
+    assert (cfg.solver.lr, cfg.solver.eps, cfg.scheduler.warmup_steps) == (5e-5, 1e-6, 10000)
+    assert (cfg.grid_cluster_num, cfg.grid_feat_dim, cfg.text_length) == (10000, 2048, 17)
