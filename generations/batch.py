@@ -23,8 +23,8 @@ class Batch:
         mask_positions: (B,) int64, that position, in 1..T-1.
         cluster_ids: (B, N) int64 in 0..K-1.
         features: (B, N, D) float dense grid features, or None if the run does not read them.
-        references: (B, R, C) int64, all captions of the image (the reward's references), PAD-filled;
-            absent captions are all PAD.
+        references: (B, R, C) int64, all captions of the image (the reward's references),
+            PAD-filled; absent captions are all PAD.
     """
 
     image_ids: list[str]

@@ -225,8 +225,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     if len(overrides) % 2:
         raise UserError(
-            f"overrides come as `key value` pairs, but {overrides[-1]!r} at the end has no partner; "
-            "lists are written without spaces: iteration_tasks xe_i2t,xe_t2i"
+            f"overrides come as `key value` pairs, but {overrides[-1]!r} at the end has no "
+            "partner; lists are written without spaces: iteration_tasks xe_i2t,xe_t2i"
         )
     return zip(overrides[::2], overrides[1::2], strict=True)
 
@@ -377,7 +377,8 @@ def _check_ranges(cfg: CfgNode) -> None:
         "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
         "grid_cluster_num": 1, "text_length": 3, "num_workers": 0, "log_time": 1, "test_num": -1,
         "checkpoint_time": 1, "test_interval": 0, "restart_iteration": 0, "mse_loss": 0,
-        "seed": 0, "label_smoothing_classes": 0, "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
+        "seed": 0, "label_smoothing_classes": 0,
+        "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
@@ -390,7 +391,7 @@ def _check_ranges(cfg: CfgNode) -> None:
             raise UserError(f"{key} must be at least {low}, not {value}")
     if cfg.text_length > 511:
         raise UserError(f"text_length {cfg.text_length}: the position table ends at 511")
-    if not EOS < cfg.model.vocab_size:
+    if cfg.model.vocab_size <= EOS:
         raise UserError(
             f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
         )

@@ -1,4 +1,4 @@
-"""Train the unified transformer: `python generations/main.py [--config FILE] exp_id X key value ...`"""
+"""Train: `python generations/main.py [--config FILE] exp_id X key value ...`"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Device, process group, seeds and precision. The only file that sees ranks and torch.distributed."""
+"""Device, process group, seeds, precision: the only file that sees torch.distributed."""
 
 import contextlib
 import logging

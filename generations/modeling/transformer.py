@@ -418,8 +418,9 @@ def set_codebook(model: UnifiedTransformer, centroids: np.ndarray | Tensor) -> N
     weight = model.cluster_codebook.weight
     if tuple(centroids.shape) != tuple(weight.shape):
         raise UserError(
-            f"centroids have shape {tuple(centroids.shape)}, the model needs {tuple(weight.shape)}: "
-            "set grid_cluster_num and grid_feat_dim to the codebook's, or prepare it anew"
+            f"centroids have shape {tuple(centroids.shape)}, the model needs "
+            f"{tuple(weight.shape)}: set grid_cluster_num and grid_feat_dim to the codebook's, or "
+            "prepare it anew"
         )
     with torch.no_grad():
         weight.copy_(torch.as_tensor(np.asarray(centroids)))

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run. Entries call this; nothing below sees the config."""
+"""From a configuration to the objects of a run; nothing below sees the configuration."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -47,7 +47,7 @@ def test_mask_predict_step_by_step():
     text_ids = torch.from_numpy(arrays["token_ids"])
     kept = torch.zeros(3, 16, 50)
     count = 0
-    for count, step in enumerate(painting_steps(model, text_ids), 1):  # noqa: B007
+    for count, step in enumerate(painting_steps(model, text_ids), 1):
         place = count - 1
         np.testing.assert_array_equal(step.masked, arrays["visual_mask_in_step"][place])
         np.testing.assert_array_equal(step.cluster_ids, arrays["cluster_index_after_step"][place])

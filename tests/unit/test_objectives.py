@@ -90,7 +90,7 @@ def test_random_masks_lie_in_their_range(cells, seed):
     positions = random_mask_positions(cells, torch.Generator().manual_seed(seed))
     assert max(1, int(0.1 * cells)) <= len(positions) <= cells
     assert len(positions.unique()) == len(positions)
-    assert 0 <= positions.min() and positions.max() < cells
+    assert positions.min() >= 0 and positions.max() < cells
 
 
 def test_masks_reach_both_ends_of_their_range():
