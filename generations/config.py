@@ -18,7 +18,7 @@ from generations.vocabulary import EOS
 TASKS = ("xe_i2t", "xe_t2i", "rl_i2t", "rl_t2i")
 SPLITS = ("train", "restval", "trainrestval", "val", "test")
 
-# Paths that are derived from data_dir when they are left empty: key -> file name.
+# Files that are derived from data_dir when they are left empty: key -> file name.
 DATA_FILES = {
     "dataset_coco": "dataset_coco.json",
     "grid_feat_path_train": "maskrcnn_train_grid8.h5",
@@ -140,6 +140,14 @@ def default_config() -> CfgNode:
     cfg.clusters = CfgNode()
     cfg.clusters.iterations = 20
     cfg.clusters.max_points_per_centroid = 256
+    # CLIP: the reward of rl_t2i and CLIPScore
+    cfg.clip = CfgNode()
+    cfg.clip.model = "ViT-B-32"  # open_clip model name, or an open_clip model config (JSON file)
+    cfg.clip.weights = "openai"  # open_clip tag, or a local checkpoint
+    cfg.clip.prompt = "A photo depicts "
+    cfg.clip.train_steps = 400  # of the small model that `prepare.py clip` trains
+    cfg.clip.batch_size = 128
+    cfg.clip.lr = 1e-3
     # inference and evaluation
     cfg.test_num = 499  # images; -1: all
     cfg.test_val2014 = 1  # painting captions: first of each image, test + val + restval, to 30000
