@@ -56,12 +56,12 @@ def decode(
     Returns:
         (B, T) ids as in `caption_tokens`.
     """
-    ids = _blank(len(vision), text_length, vision.device)  # (B, T)
+    ids = blank_caption(len(vision), text_length, vision.device)  # (B, T)
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
     active = torch.arange(len(vision), device=vision.device)
     for step in range(1, steps + 1):
-        chosen = choose(_next_logits(model, vision, ids, step))
+        chosen = choose(next_logits(model, vision, ids, step))
         ids[:, step] = chosen
         written[active, step] = chosen
         going = chosen != EOS
@@ -73,8 +73,14 @@ def decode(
     return written
 
 
-def _next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: int) -> Tensor:
-    """Logits (B, V) of position `step`, which attends to the positions up to itself."""
+def next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: int) -> Tensor:
+    """Logits (B, V) of position `step`, which attends to the positions up to itself.
+
+    Args:
+        vision: (B, N, H) from `encode_vision`.
+        ids: (B, T), written up to `step` - 1.
+        step: in 1..T-1.
+    """
     if not model.zeroshot:
         ids = ids[:, : step + 1]  # later positions are hidden: not computed at all
     # zero-shot sees every id > 0, and none of CLS, words, MASK and SEP is 0
@@ -84,7 +90,7 @@ def _next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: i
     return model.text_logits(state[:, 0])
 
 
-def _blank(batch: int, text_length: int, device: torch.device) -> Tensor:
+def blank_caption(batch: int, text_length: int, device: torch.device) -> Tensor:
     """[CLS] MASK ... MASK SEP: (B, T)."""
     ids = torch.full((batch, text_length + 1), MASK, device=device)
     ids[:, 0], ids[:, -1] = CLS, SEP

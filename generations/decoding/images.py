@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import PAD
@@ -42,13 +43,20 @@ def image_tokens(model: UnifiedTransformer, text_ids: Tensor, steps: int = 4) ->
 
 
 def painting_steps(
-    model: UnifiedTransformer, text_ids: Tensor, steps: int = 4
+    model: UnifiedTransformer, text_ids: Tensor, steps: int = 4, recompute: bool = False
 ) -> Iterator[PaintingStep]:
     """The steps of mask-predict, one after the other; gradients follow the caller's grad mode.
 
     All positions start masked. A step predicts every position and writes the masked ones; then the
     n least certain of all positions are masked again, n falling linearly to 0. The language stream
     does not depend on the picture and is computed once.
+
+    Args:
+        model: the network.
+        text_ids: (B, T) captions as [CLS] ... [SEP] PAD.
+        steps: number of mask-predict steps, at least 1.
+        recompute: keep no activations of a step for the backward pass, which runs the step again
+            with the same dropout.
     """
     text_mask = text_ids != PAD
     text = model.encode_text(text_ids, text_mask)
@@ -56,7 +64,8 @@ def painting_steps(
     masked = torch.ones(len(text_ids), cells, dtype=torch.bool, device=text_ids.device)
     cluster_ids = torch.zeros_like(masked, dtype=torch.long)
     for step in range(steps):
-        logits = predict(model, text, text_mask, cluster_ids, masked)
+        inputs = (model, text, text_mask, cluster_ids, masked)
+        logits = checkpoint(predict, *inputs, use_reentrant=False) if recompute else predict(*inputs)
         certainty, predicted = logits.detach().softmax(-1).max(-1)  # (B, N)
         cluster_ids = torch.where(masked, predicted, cluster_ids)
         yield PaintingStep(logits, masked, cluster_ids)

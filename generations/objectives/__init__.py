@@ -5,11 +5,18 @@ from generations.objectives.losses import (
     random_mask_positions,
     self_critical_loss,
 )
-from generations.objectives.tasks import TASKS, StepOutput, TaskContext, TaskStep
+from generations.objectives.tasks import (
+    TASKS,
+    SequenceSettings,
+    StepOutput,
+    TaskContext,
+    TaskStep,
+)
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
 
 __all__ = [
     "TASKS",
+    "SequenceSettings",
     "StepOutput",
     "TaskContext",
     "TaskStep",

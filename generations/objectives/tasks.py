@@ -7,9 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from generations.batch import Batch
-from generations.modeling import FeatureLevels, UnifiedTransformer
-from generations.objectives.losses import BERT_CLASSES, random_mask_positions
+from generations.modeling import FeatureLevels, UnifiedTransformer, visual_input
+from generations.objectives.losses import (
+    BERT_CLASSES,
+    random_mask_positions,
+    self_critical_loss,
+)
+from generations.objectives.sequence import (
+    greedy_baseline,
+    paint_softly,
+    sample_captions,
+    soft_painting_loss,
+)
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
+from generations.rewards import DocumentFrequency, cider_d
+from generations.vocabulary import PAD
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,31 @@ class StepOutput:
 
     loss: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SequenceSettings:
+    """What the tasks of stage 2 need.
+
+    Attributes:
+        text_length: L.
+        recompute: drop activations of decoding steps and compute them again in the backward pass.
+        baseline: "greedy" or "leave_one_out" (the other samples of the image).
+        samples: captions drawn per image; 1 with the greedy baseline.
+        document_frequency: corpus table of the reward; None: the batch's.
+        score_pictures: soft features (B, N, D), captions -> CLIPScores (B,); None: not in the loss.
+        mse_weight: weight of the distance to the real image's codebook rows.
+        painting_steps: of mask-predict.
+    """
+
+    text_length: int = 16
+    recompute: bool = True
+    baseline: str = "greedy"
+    samples: int = 1
+    document_frequency: DocumentFrequency | None = None
+    score_pictures: Callable[[Tensor, list[str]], Tensor] | None = None
+    mse_weight: float = 0.0
+    painting_steps: int = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +67,7 @@ class TaskContext:
         smoothing: label smoothing.
         text_classes: what the smoothing of words is spread over; None: the model's vocabulary.
         mask_per_sample: each sample draws its own xe_t2i mask, instead of one for the whole batch.
+        sequence: settings of stage 2.
     """
 
     generator: torch.Generator
@@ -37,6 +75,7 @@ class TaskContext:
     smoothing: float = 0.2
     text_classes: int | None = BERT_CLASSES
     mask_per_sample: bool = False
+    sequence: SequenceSettings = SequenceSettings()
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -70,8 +109,62 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     return StepOutput(loss)
 
 
+def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
+    """Stage 2, image -> text: self-critical training on CIDEr-D.
+
+    Source: SPEC 8, paper section 3.5; Rennie et al. 2017. With the leave-one-out baseline: Luo 2020.
+    """
+    settings = context.sequence
+    visual = visual_input(batch, context.levels.captioning)
+    greedy = None
+    if settings.baseline == "greedy":
+        greedy = greedy_baseline(model, visual, settings.text_length)
+    vision = model.encode_vision(**visual).repeat(settings.samples, 1, 1)  # (M, N, H)
+    ids, logprobs = sample_captions(model, vision, settings.text_length, settings.recompute)
+    both = ids if greedy is None else torch.cat([ids, greedy])
+    scores = cider_d(both, batch.references, document_frequency=settings.document_frequency)
+    reward, baseline = scores[: len(ids)], scores[len(ids) :]
+    if greedy is None:
+        others = reward.view(settings.samples, -1)
+        baseline = ((others.sum(0) - others) / (settings.samples - 1)).flatten()
+    advantage = (reward - baseline).to(logprobs)[:, None]  # (M, 1)
+    loss = self_critical_loss(logprobs, ids, advantage)
+    drawn = ids.unique(dim=0)
+    logs = {
+        "rl_i2t/reward": reward.mean(),
+        "rl_i2t/baseline": baseline.mean(),
+        "rl_i2t/advantage": advantage.abs().mean(),
+        "rl_i2t/caption_length": (ids != PAD).sum(1).float().mean(),
+        "rl_i2t/distinct": torch.tensor(len(drawn) / len(ids)),
+    }
+    return StepOutput(loss, {name: value.to(loss.device) for name, value in logs.items()})
+
+
+def rl_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
+    """Stage 2, text -> image: CLIP loss through the image generator, and mean squared distance.
+
+    Source: SPEC 8, paper section 3.5.
+    """
+    settings = context.sequence
+    score = settings.score_pictures
+    soft = paint_softly(model, batch.text_ids, settings.painting_steps, settings.recompute)
+    loss, scores = soft_painting_loss(
+        model,
+        soft,
+        batch.cluster_ids,
+        settings.mse_weight,
+        None if score is None else lambda soft: score(soft, batch.captions),
+    )
+    return StepOutput(loss, {} if scores is None else {"rl_t2i/clip_score": scores.mean()})
+
+
 Task = Callable[[UnifiedTransformer, Batch, TaskContext], StepOutput]
-TASKS: dict[str, Task] = {"xe_i2t": xe_i2t, "xe_t2i": xe_t2i}
+TASKS: dict[str, Task] = {
+    "xe_i2t": xe_i2t,
+    "xe_t2i": xe_t2i,
+    "rl_i2t": rl_i2t,
+    "rl_t2i": rl_t2i,
+}
 
 
 class TaskStep(nn.Module):

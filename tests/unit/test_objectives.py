@@ -99,7 +99,7 @@ def test_masks_reach_both_ends_of_their_range():
     assert counts == set(range(1, 11))
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", ["xe_i2t", "xe_t2i"])
 def test_a_task_is_a_function_of_its_generator(model, batch, task):
     def loss(seed, **options):
         generator = torch.Generator().manual_seed(seed)

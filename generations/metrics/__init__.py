@@ -1,0 +1,1 @@
+"""Evaluation metrics, one a file: pure functions of captions, features and probabilities."""

@@ -1,0 +1,116 @@
+"""A run on one page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
+
+Writes report.html, contact_sheet.png and summary.json into the run's folder, from what main.py,
+inference.py, sample_images.py and evaluate.py left there.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the package's own folder must not shadow libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from yacs.config import CfgNode
+
+from generations import cli
+from generations.datasets import ImageRecord, read_karpathy
+from generations.errors import UserError
+from generations.files import atomic_path, write_json, write_text
+from generations.pipelines.assembly import run_folder
+from generations.reporting.curves import read_curves
+from generations.reporting.page import render_page
+from generations.reporting.pictures import contact_sheet
+from generations.reporting.results import RealImages, gather
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, gather, write."""
+    arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports each file it ends
+    write_report(cfg, arguments)
+
+
+def _options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="time the run took, for the summary"
+    )
+    parser.add_argument(
+        "--items", type=int, default=120, help="most cards a gallery (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sheet-items",
+        type=int,
+        default=24,
+        help="most cards a direction on the contact sheet (default: %(default)s)",
+    )
+
+
+def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
+    """Write the three files; returns the summary."""
+    for option in ("items", "sheet_items", "seconds"):
+        if (getattr(arguments, option) or 0) < 0:
+            raise UserError(f"--{option.replace('_', '-')} must not be negative")
+    folder = run_folder(cfg)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no run {cfg.exp_id!r} in {cfg.save_dir}: check exp_id and save_dir"
+        )
+    records, problem = _records(cfg)
+    images = RealImages(records, Path(cfg.images_dir) if cfg.images_dir else None)
+    painted_folder = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else folder
+    results = gather(folder, painted_folder, images)
+    if problem:
+        results.notes.append(problem)
+    curves = read_curves(folder)
+    if not curves:
+        results.notes.append("No training curves: the run's folder holds no event files.")
+    summary: dict[str, Any] = {"exp_id": cfg.exp_id}
+    if arguments.seconds is not None:
+        summary["seconds"] = arguments.seconds
+    summary |= results.summary()
+    saved_config = folder / "config.yaml"
+    config = saved_config.read_text(encoding="utf-8") if saved_config.exists() else cfg.dump()
+    page = render_page(cfg.exp_id, results, summary, curves, config, arguments.items)
+    sheet = contact_sheet(
+        _title(summary),
+        results.paintings[: arguments.sheet_items],
+        results.writings[: arguments.sheet_items],
+    )
+    with atomic_path(folder / "contact_sheet.png") as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+    write_text(folder / "report.html", page)
+    write_json(folder / "summary.json", summary)
+    for note in results.notes:
+        logger.warning("%s", note)
+    logger.info("wrote report.html, contact_sheet.png and summary.json into %s", folder)
+    return summary
+
+
+def _records(cfg: CfgNode) -> tuple[list[ImageRecord], str]:
+    """The captioned images, or none and the reason."""
+    try:
+        return read_karpathy(cfg.dataset_coco), ""
+    except UserError as error:
+        return [], f"Real images and people's captions are left out: {error}"
+
+
+def _title(summary: dict[str, Any]) -> str:
+    parts = [summary["exp_id"]]
+    if summary["iteration"]:
+        parts.append(f"iteration {summary['iteration']:,}")
+    if "cider_d" in summary:
+        parts.append(f"CIDEr-D {summary['cider_d']:.3f}")
+    if "cider_d_human" in summary:
+        parts.append(f"(people {summary['cider_d_human']:.3f})")
+    return "   ".join(parts)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""Running the project's commands as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def SMALL(data: Path, models: Path | None = None) -> tuple[str, ...]:  # noqa: N802
+    """The mini config, smaller still."""
+    config = str(ROOT / "configs" / "mini" / "stage1.yaml")
+    return (
+        *("--config", config, "data_dir", str(data), "images_dir", str(data / "images")),
+        *("captions_file", str(data / "dataset_mini.json"), "vocab_file", str(data / "vocab.txt")),
+        *(("save_dir", str(models)) if models else ()),
+        *("model.hidden_size", "32", "model.num_heads", "2", "model.intermediate_size", "48"),
+        *("model.language_layers", "1", "model.cross_layers", "1", "grid_cluster_num", "24"),
+        *("samples_per_gpu", "4", "scheduler.max_steps", "6", "scheduler.warmup_steps", "2"),
+        *("checkpoint_time", "3", "log_time", "2", "generator.train_steps", "3"),
+        *("generator.channels", "8", "generator.bottleneck_channels", "16"),
+        *("generator.style_channels", "8"),
+    )
+
+
+def call(
+    script: str, *arguments: str, folder: Path = ROOT, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the entries."""
+    path = ROOT / "generations" / script
+    name = path.name if folder == path.parent else str(path.relative_to(folder))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *launcher, name, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def run(script: str, *arguments: str, **options) -> str:
+    """Run an entry that has to succeed; returns what it said."""
+    done = call(script, *arguments, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def fails(script: str, *arguments: str, **options) -> str:
+    """Run an entry that has to refuse its input with one line; returns the line."""
+    done = call(script, *arguments, **options)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr[-3000:]
+    return lines[0]

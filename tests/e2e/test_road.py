@@ -1,0 +1,129 @@
+"""The real commands in subprocesses: from raw images to captions, pictures and a report."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import ROOT, SMALL, fails, run
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A prepared mini world of 60 pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    where = ("data_dir", str(folder))
+    run("prepare.py", "mini-world", "--sizes", "40", "10", "10", *SMALL(folder))
+    run("prepare.py", "all", *SMALL(folder))
+    assert (folder / "manifest.json").exists(), where
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(world, tmp_path_factory) -> Path:
+    """Six iterations of stage 1; returns save_dir."""
+    models = tmp_path_factory.mktemp("models")
+    run("main.py", *SMALL(world, models), "exp_id", "a", "test_interval", "4", "test_num", "4")
+    return models
+
+
+def test_training_leaves_checkpoints_curves_and_its_configuration(trained):
+    folder = trained / "a"
+    assert (folder / "model_0000006.pth").exists() and (folder / "model_0000003.pth").exists()
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert "hidden_size: 32" in (folder / "config.yaml").read_text()
+
+
+def test_a_second_call_resumes_and_has_nothing_to_do(world, trained):
+    said = run("main.py", *SMALL(world, trained), "exp_id", "a", "test_interval", "0")
+    assert "resuming" in said and "iteration 6" in said
+
+
+def test_captions_pictures_scores_and_report(world, trained):
+    common = (*SMALL(world, trained), "exp_id", "a", "test_num", "-1")
+    run("inference.py", *common)
+    captions = json.loads((trained / "a" / "captions_test_0000006.json").read_text())
+    assert len(captions) == 10 and set(captions[0]) == {"image_id", "caption"}
+    run("sample_images.py", *common, "test_val2014", "0")
+    folder = trained / "a" / "images_test_0000006"
+    items = json.loads((folder / "manifest.json").read_text())["items"]
+    assert len(items) == 10
+    for number, item in enumerate(items, 1):
+        assert item["file"].startswith(f"img{number}.")
+        with Image.open(folder / item["file"]) as picture:
+            assert (picture.size, picture.mode) == ((64, 64), "RGB")
+    run("evaluate.py", *common)
+    run("report.py", *common, "--seconds", "5")
+    summary = json.loads((trained / "a" / "summary.json").read_text())
+    assert summary["images_painted"] == 10 and summary["seconds"] == 5
+    assert summary["cider_d"] >= 0 and summary["cider_d_human"] > 1 and summary["bleu4"] >= 0
+    assert all(not isinstance(value, (list, dict)) for value in summary.values())
+    assert "<html" in (trained / "a" / "report.html").read_text()
+    assert (trained / "a" / "contact_sheet.png").exists()
+
+
+def test_typed_captions_are_painted_whatever_they_hold(world, trained, tmp_path):
+    odd = ["a/b \\ ../../etc \U0001f600 <script>", "word " * 500, "../up"]
+    (tmp_path / "captions.txt").write_text("\n".join(odd), encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ("--captions-file", str(tmp_path / "captions.txt"), "--out", str(out))
+    run("sample_images.py", *SMALL(world, trained), "exp_id", "a", *arguments)
+    items = json.loads((out / "manifest.json").read_text())["items"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["manifest.json", *(item["file"] for item in items)]
+    )
+    assert len(items) == 3 and "\U0001f600" in items[0]["caption"]
+
+
+def test_raw_images_are_captioned(world, trained, tmp_path):
+    Image.new("L", (300, 40)).save(tmp_path / "gray.jpg")
+    picture = next((world / "images").glob("mini_test_*.png"))
+    files = (str(tmp_path / "gray.jpg"), str(picture))
+    said = run("inference.py", *SMALL(world, trained), "exp_id", "a", "--image", *files)
+    assert "gray.jpg: " in said and f"{picture.name}: " in said
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("use_mix_feature", "0", "use_grid_cluster", "0"),
+        ("use_mix_feature", "0", "use_grid_feat", "0"),
+    ],
+    ids=["dense", "discrete"],
+)
+def test_one_level_ablations_train_caption_and_paint(world, tmp_path, flags):
+    common = (*SMALL(world, tmp_path), "exp_id", "b", "test_interval", "0", *flags)
+    run("main.py", *common, "scheduler.max_steps", "2")
+    run("inference.py", *common, "test_num", "2")
+    run("sample_images.py", *common, "test_num", "2")
+    assert len(json.loads((tmp_path / "b" / "captions_test_0000002.json").read_text())) == 2
+
+
+def test_two_processes_train_one_model(world, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611")
+    common = (*SMALL(world, tmp_path), "exp_id", "c", "scheduler.max_steps", "4")
+    run("main.py", *common, "test_interval", "4", "test_num", "3", launcher=launcher)
+    assert (tmp_path / "c" / "model_0000004.pth").exists()
+    # the original's launcher, which passes --local-rank
+    launcher = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port=29612")
+    run("main.py", *common, "test_interval", "0", "scheduler.max_steps", "5", launcher=launcher)
+
+
+def test_it_runs_from_inside_the_package_folder(world, trained):
+    common = (*SMALL(world, trained), "exp_id", "a", "test_num", "1")
+    run("inference.py", *common, folder=ROOT / "generations")
+
+
+def test_mistakes_are_one_line_and_cost_nothing(world, trained, tmp_path):
+    common = (*SMALL(world, trained), "exp_id", "a")
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert "did you mean 'iteration_tasks'" in fails("main.py", *common, "iteration_task", "x")
+    assert "exp_id is empty" in fails("main.py", *SMALL(world, trained))
+    assert "model_path" in fails("inference.py", *SMALL(world, trained), "exp_id", "none")
+    copy = tmp_path / "copy"
+    shutil.copytree(world, copy)
+    (copy / "centroids.npy").write_bytes(b"not a codebook")
+    assert "centroids.npy" in fails("main.py", *SMALL(copy, tmp_path), "exp_id", "x")
+    after = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert before == after

@@ -1,0 +1,126 @@
+"""Stage 2: recomputation changes memory, not numbers; sequences are as SPEC 8 says."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from generations.decoding import cut_after_eos, painting_steps
+from generations.modeling import ModelSize, UnifiedTransformer
+from generations.objectives.sequence import (
+    evaluating,
+    greedy_baseline,
+    paint_softly,
+    sample_captions,
+    soft_painting_loss,
+)
+from generations.vocabulary import CLS, EOS, PAD
+
+SIZE = ModelSize(16, 2, 24, 2, 1, 2, 1100, 0.2, grid_size=3, feature_size=10, clusters=7)
+LENGTH = 6
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = UnifiedTransformer(SIZE)
+    with torch.no_grad():
+        model.classifier.predictions.bias[EOS] = 5  # some captions end early
+    return model
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        scale = theirs[name].abs().max().clamp(min=1e-12)
+        assert (gradient - theirs[name]).abs().max() / scale < 1e-5, name
+
+
+def test_sampled_captions_recompute_to_the_same_gradients(model):
+    features = torch.randn(8, 9, 10)
+    results = []
+    for recompute in (True, False):
+        torch.manual_seed(3)
+        vision = model.encode_vision(features)
+        ids, logprobs = sample_captions(model, vision, LENGTH, recompute)
+        reward = torch.arange(8.0)[:, None] - 3
+        results.append((ids, logprobs, gradients(model, (logprobs * reward).sum())))
+    (ids, logprobs, ours), (expected_ids, expected_logprobs, theirs) = results
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(logprobs, expected_logprobs)
+    assert_equal(ours, theirs)
+
+
+def test_soft_pictures_recompute_to_the_same_gradients(model):
+    text_ids = torch.randint(104, 1100, (3, LENGTH + 1))
+    text_ids[1:, 4:] = PAD
+    target = torch.randint(0, 7, (3, 9))
+    results = []
+    for recompute in (True, False):
+        torch.manual_seed(3)
+        soft = paint_softly(model, text_ids, 4, recompute)
+        loss, _ = soft_painting_loss(model, soft, target, 1.0, lambda soft: soft.sin().mean((1, 2)))
+        results.append((soft.detach(), gradients(model, loss)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert_equal(results[0][1], results[1][1])
+
+
+def test_sampled_sequences_have_their_form(model):
+    ids, logprobs = sample_captions(model, model.encode_vision(torch.randn(64, 9, 10)), LENGTH)
+    assert ids.shape == logprobs.shape == (64, LENGTH + 1)
+    assert (ids[:, 0] == CLS).all()
+    assert ((ids == EOS).sum(1) == 1).all()
+    assert torch.equal(cut_after_eos(ids), ids)
+    drawn = (ids > 0) & (torch.arange(LENGTH + 1) > 0) & (torch.arange(LENGTH + 1) < LENGTH)
+    assert (logprobs[drawn] < 0).all() and not logprobs[~drawn].any()
+    assert len({tuple(row) for row in ids.tolist()}) > 30
+
+
+def test_logprobs_are_those_of_the_model(model):
+    model.eval()
+    features = torch.randn(4, 9, 10)
+    ids, logprobs = sample_captions(model, model.encode_vision(features), LENGTH)
+    for step in range(1, LENGTH):
+        masked = ids.clone()
+        masked[:, step] = 103
+        mask = (torch.arange(LENGTH + 1) <= step).expand(4, -1)
+        logits, _ = model(masked, mask, features=features)
+        expected = logits[:, 9 + step].log_softmax(-1).gather(1, ids[:, step : step + 1])[:, 0]
+        going = ids[:, step] > 0
+        torch.testing.assert_close(logprobs[going, step], expected[going])
+
+
+def test_the_baseline_is_greedy_without_dropout_and_without_a_graph(model):
+    visual = {"features": torch.randn(4, 9, 10)}
+    model.train()
+    first, second = greedy_baseline(model, visual, LENGTH), greedy_baseline(model, visual, LENGTH)
+    assert torch.equal(first, second) and model.training
+    assert (first == EOS).any(1).all()
+    with evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+
+
+def test_hard_choices_give_codebook_rows(model):
+    """With all mass on one cluster the soft features are its centroid, at the last writing step."""
+    model.eval()
+    with torch.no_grad():
+        model.img_classifier.out_cluster.weight.mul_(1e5)
+        text_ids = torch.randint(104, 1100, (3, LENGTH + 1))
+        *_, last = painting_steps(model, text_ids, 3)
+        soft = paint_softly(model, text_ids, 3)
+    torch.testing.assert_close(soft, model.cluster_codebook(last.cluster_ids), rtol=0.05, atol=0.05)
+
+
+def test_the_losses_add_up(model):
+    soft = torch.randn(2, 9, 10)
+    ids = torch.randint(0, 7, (2, 9))
+    both, scores = soft_painting_loss(model, soft, ids, 0.5, lambda soft: soft.mean((1, 2)))
+    assert torch.equal(scores, soft.mean((1, 2)))
+    expected = 0.5 * F.mse_loss(soft, model.cluster_codebook.weight[ids]) - scores.mean()
+    torch.testing.assert_close(both, expected)
+    assert soft_painting_loss(model, soft, ids, 1.0)[1] is None
