@@ -1,0 +1,77 @@
+"""What the command-line entries share: arguments, logging, and errors as one line."""
+
+import logging
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+
+from yacs.config import CfgNode
+
+from generations.config import load_config
+from generations.errors import UserError
+
+FAILED = 2  # exit status after a UserError
+
+
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    extra: Callable[[ArgumentParser], None] | None = None,
+) -> tuple[Namespace, CfgNode]:
+    """Read a command line: options of the entry, `--config FILE` (repeatable), `key value` pairs.
+
+    Args:
+        description: the entry's docstring, shown by --help.
+        argv: the arguments; None: those of the process.
+        extra: adds the entry's own arguments.
+
+    Returns:
+        The entry's arguments, and the configuration.
+
+    Raises:
+        UserError: see `load_config`.
+        SystemExit: --help, or an unknown option.
+    """
+    parser = ArgumentParser(description=description.split("\n", 1)[0], allow_abbrev=False)
+    if extra is not None:
+        extra(parser)
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="YAML file; may be repeated"
+    )
+    # torch.distributed.launch passes it; the environment says the same
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key value", help="configuration, such as: seed 7"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    return arguments, load_config(arguments.config, arguments.overrides)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry: set up logging, and turn a `UserError` into one line and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # a tokenizer's threads would not survive the forking of data-loading workers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def one_line(error: UserError) -> str:
+    """The message of an error; of one raised in a worker process only the last line is it."""
+    lines = str(error).strip().splitlines() or [""]
+    if "DataLoader worker" in lines[0]:
+        return lines[-1].split("UserError: ", 1)[-1]
+    return " ".join(lines)
+
+
+def quiet_unless(is_main: bool) -> None:
+    """Let only the main process log more than warnings."""
+    if not is_main:
+        logging.getLogger().setLevel(logging.WARNING)

@@ -1,0 +1,52 @@
+"""Captions, features and cluster ids, and the batches made of them."""
+
+from generations.datasets.array_pickle import read_array_pickle, write_array_pickle
+from generations.datasets.captioning import CaptioningDataset, collate, draw_sample
+from generations.datasets.feature_parts import FeatureWriter
+from generations.datasets.karpathy import (
+    ImageRecord,
+    painting_captions,
+    read_captions,
+    read_karpathy,
+    read_split,
+    reference_captions,
+    report_problems,
+    select_splits,
+    write_karpathy,
+)
+from generations.datasets.sampler import InfiniteSampler
+from generations.datasets.stores import (
+    ClusterStore,
+    FeatureStore,
+    load_centroids,
+    open_cluster_store,
+    open_feature_store,
+)
+from generations.datasets.tokenizer import CaptionTokenizer, clean_caption, collapse_repeated_words
+
+__all__ = [
+    "CaptionTokenizer",
+    "CaptioningDataset",
+    "ClusterStore",
+    "FeatureStore",
+    "FeatureWriter",
+    "ImageRecord",
+    "InfiniteSampler",
+    "clean_caption",
+    "collapse_repeated_words",
+    "collate",
+    "draw_sample",
+    "load_centroids",
+    "open_cluster_store",
+    "open_feature_store",
+    "painting_captions",
+    "read_array_pickle",
+    "read_captions",
+    "read_karpathy",
+    "read_split",
+    "reference_captions",
+    "report_problems",
+    "select_splits",
+    "write_array_pickle",
+    "write_karpathy",
+]

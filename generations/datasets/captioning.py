@@ -1,0 +1,181 @@
+"""Training samples: an image, one of its captions, and a masked copy of it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from generations.batch import Batch
+from generations.datasets.karpathy import MAX_CAPTIONS, ImageRecord
+from generations.datasets.stores import ClusterStore, FeatureStore
+from generations.datasets.tokenizer import MAX_CAPTION, CaptionTokenizer
+from generations.errors import UserError
+from generations.vocabulary import MASK, PAD
+
+_ENCODED_AT_ONCE = 10000  # captions
+
+
+@dataclass(frozen=True)
+class DrawnCaption:
+    """What `draw_sample` drew.
+
+    Attributes:
+        order: the captions' order after shuffling; the first one was taken.
+        text_ids: T ids, [CLS] words [SEP] cropped to L, then PAD.
+        masked_text_ids: the same with MASK at `position`.
+        position: in 1..T-1.
+    """
+
+    order: list[int]
+    text_ids: list[int]
+    masked_text_ids: list[int]
+    position: int
+
+
+def draw_sample(
+    caption_ids: Sequence[Sequence[int]], rng: random.Random, text_length: int
+) -> DrawnCaption:
+    """Draw one caption of an image and the position to mask.
+
+    Args:
+        caption_ids: the image's captions, each [CLS] words [SEP].
+        rng: where the draws come from.
+        text_length: L.
+
+    Source: SPEC 3.
+    """
+    order = list(range(len(caption_ids)))
+    rng.shuffle(order)
+    words = list(caption_ids[order[0]][:text_length])
+    text_ids = words + [PAD] * (text_length + 1 - len(words))
+    # may be the first PAD, whose target is PAD
+    position = rng.randint(1, len(words))
+    masked = text_ids.copy()
+    masked[position] = MASK
+    return DrawnCaption(order, text_ids, masked, position)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a `Batch`."""
+
+    image_id: str
+    caption: str
+    text_ids: list[int]
+    masked_text_ids: list[int]
+    mask_position: int
+    cluster_ids: np.ndarray
+    features: np.ndarray | None
+    references: np.ndarray
+
+
+class CaptioningDataset(Dataset[Sample]):
+    """Images with captions, cluster ids and dense features.
+
+    An item's key is (epoch, index). What is drawn depends on (seed, epoch, index) alone, so it is
+    the same for any number of workers and processes.
+
+    Args:
+        records: the images.
+        tokenizer: of the captions, which are all encoded at once.
+        clusters: cluster ids.
+        features: dense features, or None if the run does not read them.
+        text_length: L.
+        seed: of the draws.
+
+    Raises:
+        UserError: no images, or one without cluster ids or features.
+
+    Source: SPEC 3.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        tokenizer: CaptionTokenizer,
+        clusters: ClusterStore,
+        features: FeatureStore | None,
+        text_length: int,
+        seed: int = 0,
+    ):
+        if not records:
+            raise UserError("there are no images to train on: train_split has none in dataset_coco")
+        # what is missing is found now and not in mid-training
+        for store in (clusters, features) if features else (clusters,):
+            known = set(store.names())
+            for record in records:
+                if record.name not in known:
+                    store.read(record.name)  # raises
+        self._records = list(records)
+        self._clusters = clusters
+        self._features = features
+        self._text_length = text_length
+        self._seed = seed
+        self._references, self._lengths = encode_references(records, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        record, references = self._records[index], self._references[index]
+        captions = [
+            row[:length].tolist()
+            for row, length in zip(references, self._lengths[index], strict=True)
+            if length
+        ]
+        rng = random.Random(f"{self._seed} {epoch} {index}")
+        drawn = draw_sample(captions, rng, self._text_length)
+        return Sample(
+            record.name,
+            record.captions[drawn.order[0]],
+            drawn.text_ids,
+            drawn.masked_text_ids,
+            drawn.position,
+            self._clusters.read(record.name),
+            self._features.read(record.name) if self._features else None,
+            references,
+        )
+
+
+def encode_references(
+    records: Sequence[ImageRecord], tokenizer: CaptionTokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """All captions of images as ids.
+
+    Returns:
+        (images, R, C) int32, PAD-filled, and the lengths (images, R), 0 for absent captions;
+        R = 5 captions of C = 25 ids.
+    """
+    ids = np.full((len(records), MAX_CAPTIONS, MAX_CAPTION), PAD, np.int32)
+    lengths = np.zeros((len(records), MAX_CAPTIONS), np.int32)
+    places = [
+        (image, number, caption)
+        for image, record in enumerate(records)
+        for number, caption in enumerate(record.captions)
+    ]
+    for start in range(0, len(places), _ENCODED_AT_ONCE):
+        part = places[start : start + _ENCODED_AT_ONCE]
+        encoded = tokenizer.encode_batch([caption for _, _, caption in part])
+        for (image, number, _), caption_ids in zip(part, encoded, strict=True):
+            ids[image, number, : len(caption_ids)] = caption_ids
+            lengths[image, number] = len(caption_ids)
+    return ids, lengths
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put samples together; features are None if the samples have none."""
+    dense = [sample.features for sample in samples if sample.features is not None]
+    return Batch(
+        image_ids=[sample.image_id for sample in samples],
+        captions=[sample.caption for sample in samples],
+        text_ids=torch.tensor([sample.text_ids for sample in samples]),
+        masked_text_ids=torch.tensor([sample.masked_text_ids for sample in samples]),
+        mask_positions=torch.tensor([sample.mask_position for sample in samples]),
+        cluster_ids=torch.from_numpy(np.stack([sample.cluster_ids for sample in samples])),
+        features=torch.from_numpy(np.stack(dense)) if dense else None,
+        references=torch.from_numpy(np.stack([sample.references for sample in samples])).long(),
+    )

@@ -1,0 +1,361 @@
+"""Captioned images: the Karpathy split file and COCO's `captions_*.json`.
+
+A Karpathy file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences": [{"tokens":
+[...]}]}]}`; of a COCO file `images[].{id, file_name}` and `annotations[].{image_id, caption}` are
+read.
+"""
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from generations.datasets.tokenizer import clean_caption
+from generations.errors import UserError
+from generations.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MAX_CAPTIONS = 5
+PAINTED_CAPTIONS = 30000
+_SPLITS = ("train", "restval", "val", "test")  # of an image
+_MEMBERS = {  # what may be asked for
+    "train": ("train",),
+    "restval": ("restval",),
+    "trainrestval": ("train", "restval"),
+    "val": ("val",),
+    "test": ("test",),
+}
+_SHOWN = 5  # problems that are listed one by one
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One captioned image.
+
+    Attributes:
+        name: file name without suffix; the key of feature and cluster stores.
+        path: of the file, relative to the folder of images, with forward slashes.
+        image_id: unique; of COCO images their COCO id.
+        split: train, restval, val or test.
+        captions: 1 to 5 texts, each the words joined by spaces and a full stop.
+    """
+
+    name: str
+    path: str
+    image_id: int
+    split: str
+    captions: tuple[str, ...]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_karpathy(path: str | Path, skip_bad: bool = False) -> list[ImageRecord]:
+    """Read all images of a Karpathy split file, in its order.
+
+    Args:
+        path: `dataset_*.json`.
+        skip_bad: leave out images without usable captions, with a warning, instead of refusing.
+
+    Raises:
+        UserError: not such a file; images that lack a file name or captions, empty captions, or
+            two images of one name or id. All problems are counted, the first ones listed.
+
+    Source: SPEC 3.
+    """
+    return _karpathy_records(read_json(path, "captions"), path, skip_bad)
+
+
+def read_split(path: str | Path, splits: str) -> list[ImageRecord]:
+    """The images of one or more splits of a Karpathy split file.
+
+    Args:
+        path: `dataset_*.json`.
+        splits: train, restval, trainrestval (both), val, test, or a comma list of these.
+
+    Raises:
+        UserError: unknown split, or as `read_karpathy`.
+
+    Source: SPEC 3.
+    """
+    return select_splits(read_karpathy(path), splits)
+
+
+def select_splits(records: Iterable[ImageRecord], splits: str) -> list[ImageRecord]:
+    """The records of a split or a comma list of splits; names match as a whole."""
+    wanted: set[str] = set()
+    for name in splits.split(","):
+        if name.strip() not in _MEMBERS:
+            raise UserError(f"split {name.strip()!r} is none of {', '.join(_MEMBERS)}")
+        wanted.update(_MEMBERS[name.strip()])
+    return [record for record in records if record.split in wanted]
+
+
+def read_captions(path: str | Path, seed: int = 0, skip_bad: bool = False) -> list[ImageRecord]:
+    """Read captions of either kind.
+
+    A COCO captions file says nothing of splits: if its name contains "val", its images are dealt
+    out half and half to val and test, otherwise 90 : 5 : 5 to train, val and test, by the seed.
+
+    Args:
+        path: Karpathy split file or COCO `captions_*.json`.
+        seed: of the dealing out.
+        skip_bad: as in `read_karpathy`.
+
+    Raises:
+        UserError: as `read_karpathy`.
+    """
+    content = read_json(path, "captions")
+    if not (isinstance(content, dict) and "annotations" in content):
+        return _karpathy_records(content, path, skip_bad)
+    entries = _with_annotations(content, path)
+    records = _read_all(entries, _coco_record, f"captions {path}", skip_bad)
+    shares = (
+        {"val": 1, "test": 1} if "val" in Path(path).stem else {"train": 18, "val": 1, "test": 1}
+    )
+    return deal_out(records, shares, seed)
+
+
+def deal_out(
+    records: Sequence[ImageRecord], shares: Mapping[str, int], seed: int
+) -> list[ImageRecord]:
+    """Assign splits at random.
+
+    Args:
+        records: their splits are replaced; the order stays.
+        shares: split -> weight. Sizes are rounded down, the rest goes to the first split.
+        seed: of the assignment.
+    """
+    total = sum(shares.values())
+    first, *others = shares
+    assigned = [split for split in others for _ in range(len(records) * shares[split] // total)]
+    assigned += [first] * (len(records) - len(assigned))
+    random.Random(seed).shuffle(assigned)
+    return [replace(record, split=split) for record, split in zip(records, assigned, strict=True)]
+
+
+def write_karpathy(path: str | Path, records: Iterable[ImageRecord], origin: str) -> None:
+    """Write records as a Karpathy split file, atomically.
+
+    Args:
+        path: the file to write.
+        records: what `read_karpathy` gives back for it.
+        origin: the captions file they came from; it marks the file as ours.
+    """
+    images = [
+        {
+            "filename": PurePosixPath(record.path).name,
+            "filepath": record.path.rpartition("/")[0],
+            "cocoid": record.image_id,
+            "split": record.split,
+            "sentences": [{"tokens": text[:-1].split(" ")} for text in record.captions],
+        }
+        for record in records
+    ]
+    write_json(path, {"prepared_from": origin, "images": images})
+
+
+# --- what is asked of the records ----------------------------------------------------------------
+
+
+def reference_captions(records: Iterable[ImageRecord]) -> dict[int, list[str]]:
+    """{image id: its captions}, against which written captions are scored."""
+    return {record.image_id: list(record.captions) for record in records}
+
+
+def painting_captions(
+    records: Sequence[ImageRecord], test_val2014: bool, limit: int = PAINTED_CAPTIONS
+) -> list[tuple[ImageRecord, str]]:
+    """The captions to paint: the first one of each image, cleaned.
+
+    Args:
+        records: of all splits.
+        test_val2014: test, then val, then restval, until `limit`; else the test split alone.
+        limit: most captions.
+
+    Source: SPEC 3.
+    """
+    order = ("test", "val", "restval") if test_val2014 else ("test",)
+    chosen = [record for split in order for record in records if record.split == split]
+    if test_val2014:
+        chosen = chosen[:limit]
+    return [(record, clean_caption(record.captions[0])) for record in chosen]
+
+
+# --- parsing -------------------------------------------------------------------------------------
+
+
+class _Problem(ValueError):
+    """What is wrong with one image; `name` says which."""
+
+    def __init__(self, name: str, problem: str):
+        super().__init__(f"{name}: {problem}")
+
+
+def _read_all(
+    entries: Sequence[Any],
+    parse: Callable[[Any, int], ImageRecord],
+    source: str,
+    skip_bad: bool,
+) -> list[ImageRecord]:
+    records: list[ImageRecord] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, str | int], str] = {}
+    for index, entry in enumerate(entries):
+        try:
+            record = parse(entry, index)
+            for key in (("name", record.name), ("id", record.image_id)):
+                if key in seen:
+                    raise _Problem(record.path, f"has the {key[0]} {key[1]} of {seen[key]}")
+        except _Problem as problem:
+            problems.append(str(problem))
+            continue
+        seen["name", record.name] = seen["id", record.image_id] = record.path
+        records.append(record)
+    report_problems(
+        source, problems, skip_bad, "correct the file, or leave these out with features.skip_bad 1"
+    )
+    if not records:
+        raise UserError(f"{source} has no images")
+    return records
+
+
+def report_problems(source: str, problems: Sequence[str], skip: bool, fix: str) -> None:
+    """Refuse problems in one line, or warn of them.
+
+    Args:
+        source: what they are in.
+        problems: one text each; the first ones are shown, all are counted.
+        skip: warn instead of refusing.
+        fix: what the user can do.
+
+    Raises:
+        UserError: there are problems and `skip` is off.
+    """
+    if not problems:
+        return
+    text = "; ".join(problems[:_SHOWN])
+    if len(problems) > _SHOWN:
+        text += f"; and {len(problems) - _SHOWN} more"
+    if not skip:
+        raise UserError(f"{source}: {text}; {fix}")
+    logger.warning("%s: left out %d images: %s", source, len(problems), text)
+
+
+def _karpathy_records(content: Any, path: str | Path, skip_bad: bool) -> list[ImageRecord]:
+    images = _list_of(content, "images", path)
+    return _read_all(images, _karpathy_record, f"captions {path}", skip_bad)
+
+
+def _karpathy_record(entry: Any, index: int) -> ImageRecord:
+    where = _file_of(entry, "filename", index)
+    if entry.get("split") not in _SPLITS:
+        raise _Problem(
+            str(where), f"has the split {entry.get('split')!r}, none of {', '.join(_SPLITS)}"
+        )
+    captions = tuple(_karpathy_captions(entry, str(where)))
+    ids = (entry[key] for key in ("cocoid", "imgid") if key in entry)
+    return ImageRecord(
+        where.stem, str(where), _image_id(where, ids, index), entry["split"], captions
+    )
+
+
+def _karpathy_captions(entry: Mapping[str, Any], name: str) -> Iterator[str]:
+    sentences = entry.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        raise _Problem(name, "has no captions")
+    for number, sentence in enumerate(sentences[:MAX_CAPTIONS], 1):
+        tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise _Problem(name, f"caption {number} has no tokens")
+        yield _caption(tokens, name, number)
+
+
+def _with_annotations(content: Mapping[str, Any], path: str | Path) -> list[Any]:
+    """COCO's images, each with the list of its captions."""
+    captions: dict[Any, list[Any]] = {}
+    for annotation in _list_of(content, "annotations", path):
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int):
+            raise UserError(f"captions {path}: an annotation has no image_id: {annotation!r:.80}")
+        captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
+    return [
+        {**image, "captions": captions.get(image.get("id"), [])}
+        if isinstance(image, dict) and isinstance(image.get("id"), int)
+        else image
+        for image in _list_of(content, "images", path)
+    ]
+
+
+def _coco_record(entry: Any, index: int) -> ImageRecord:
+    where = _file_of(entry, "file_name", index)
+    if not entry.get("captions"):
+        raise _Problem(str(where), "has no captions")
+    texts = []
+    for number, caption in enumerate(entry["captions"][:MAX_CAPTIONS], 1):
+        if not isinstance(caption, str):
+            raise _Problem(str(where), f"caption {number} is no text")
+        texts.append(_caption(caption_words(caption), str(where), number))
+    image_id = _image_id(where, [entry["id"]], index)
+    return ImageRecord(where.stem, str(where), image_id, "train", tuple(texts))
+
+
+def caption_words(text: str) -> list[str]:
+    """A caption's words as the Karpathy file has them: lower case, without punctuation around them.
+
+    >>> caption_words("A dog (black), near the kids' toys.")
+    ['a', 'dog', 'black', 'near', 'the', "kids'", 'toys']
+    """
+    words = (word.strip('.,;:!?"()[]`') for word in text.lower().split())
+    return [word for word in words if word]
+
+
+def _caption(tokens: Sequence[str], name: str, number: int) -> str:
+    text = " ".join(tokens)
+    if not text.strip():
+        raise _Problem(name, f"caption {number} is empty")
+    if not _is_readable(text):
+        raise _Problem(name, f"caption {number} has broken characters: {text!r:.60}")
+    return f"{text}."
+
+
+def _is_readable(text: str) -> bool:
+    """Whether the text is Unicode throughout: JSON can hold halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _file_of(entry: Any, key: str, index: int) -> PurePosixPath:
+    if not isinstance(entry, dict):
+        raise _Problem(f"image {index + 1}", f"is a {type(entry).__name__}, not an object")
+    name, folder = entry.get(key), entry.get("filepath") or ""
+    if not isinstance(name, str) or not name or not isinstance(folder, str):
+        raise _Problem(f"image {index + 1}", f"has no {key}")
+    path = PurePosixPath(folder, name)
+    if not _is_readable(str(path)) or "\0" in name + folder:
+        raise _Problem(f"image {index + 1}", f"has broken characters in its {key}")
+    if path.is_absolute() or ".." in path.parts or not path.stem:
+        raise _Problem(f"image {index + 1}", f"has the file {str(path)!r}, outside of the folder")
+    return path
+
+
+def _image_id(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
+    """COCO's id from the name's last 12 digits, else one of the given ids, else the index."""
+    if digits := re.search(r"[0-9]{12}$", path.stem):
+        return int(digits[0])
+    for number in given:
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number
+    return index
+
+
+def _list_of(content: Any, key: str, path: str | Path) -> list[Any]:
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise UserError(
+            f"captions {path}: has no list of {key}; give a Karpathy split file or a COCO "
+            "captions_*.json"
+        )
+    return found

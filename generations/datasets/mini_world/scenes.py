@@ -1,0 +1,206 @@
+"""What a mini-world scene is: things, what they do, where; and how one is drawn at random."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+NOUNS = {
+    "ball": "balls",
+    "bird": "birds",
+    "boat": "boats",
+    "car": "cars",
+    "cat": "cats",
+    "cup": "cups",
+    "flower": "flowers",
+    "house": "houses",
+    "mushroom": "mushrooms",
+    "tree": "trees",
+}
+"""Singular -> plural of every kind of thing."""
+
+COLORS = ("black", "blue", "green", "pink", "red", "yellow")
+SIZES = ("small", "big")
+PLACES = ("beach", "field", "road", "sea", "snow")
+NUMBERS = ("one", "two", "three", "four")
+
+COUNT_VERBS = ("stand", "jump", "sleep", "sing", "fly", "hang")
+"""What a row of equal things can do alone."""
+
+RELATION_VERBS = {
+    "left": ("stand", "jump", "sleep", "sing"),
+    "right": ("stand", "jump", "sleep", "sing"),
+    "on": ("stand", "sleep", "sing"),
+    "over": ("fly",),
+    "from": ("hang",),
+    "pull": ("pull",),
+    "chase": ("chase",),
+}
+"""What the first thing can do in each relation to the second."""
+
+COUNT_SCENES = 0.45
+"""Share of scenes with one row of equal things; the others have two unequal ones."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One kind of thing in a scene.
+
+    Attributes:
+        count: how many of it, 1..4.
+        size: "small" (2 x 2 grid cells) or "big" (4 x 3 grid cells).
+        color: one of COLORS.
+        noun: one of NOUNS.
+    """
+
+    count: int
+    size: str
+    color: str
+    noun: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a caption tells, and all that fixes where things are (up to jitter).
+
+    Attributes:
+        place: the background, one of PLACES.
+        verb: what the first thing does; one of COUNT_VERBS or RELATION_VERBS.
+        first: the acting thing or things.
+        relation: a key of RELATION_VERBS, or None in a scene with one kind of thing.
+        second: the thing related to (count 1), or None.
+    """
+
+    place: str
+    verb: str
+    first: Thing
+    relation: str | None = None
+    second: Thing | None = None
+
+
+def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, all equally likely."""
+    return options[int(rng.integers(len(options)))]
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene. Different scenes never look the same.
+
+    Args:
+        rng: the source of all randomness.
+
+    Returns:
+        A row of one to four equal things; or small things in a relation to one big thing of
+        another noun and colour.
+    """
+    place = choose(rng, PLACES)
+    if rng.random() < COUNT_SCENES:
+        size = choose(rng, SIZES)
+        count = int(rng.integers(1, 5 if size == "small" else 3))
+        thing = Thing(count, size, choose(rng, COLORS), choose(rng, tuple(NOUNS)))
+        return Scene(place, choose(rng, COUNT_VERBS), thing)
+    relation = choose(rng, tuple(RELATION_VERBS))
+    count = int(rng.integers(1, 4)) if relation == "over" else 1
+    nouns = rng.choice(tuple(NOUNS), 2, replace=False)
+    colors = rng.choice(COLORS, 2, replace=False)
+    first = Thing(count, "small", str(colors[0]), str(nouns[0]))
+    second = Thing(1, "big", str(colors[1]), str(nouns[1]))
+    return Scene(place, choose(rng, RELATION_VERBS[relation]), first, relation, second)
+
+
+Box = tuple[int, int, int, int]
+HORIZON = 6
+"""First row of cells that shows ground; things stand on its upper edge."""
+CELLS = {"small": (2, 2), "big": (4, 3)}
+"""Cells that a thing of a size takes: columns, rows."""
+
+# (size, count) -> first columns of the boxes
+ROW = {
+    ("small", 1): (3,),
+    ("small", 2): (1, 5),
+    ("small", 3): (1, 3, 5),
+    ("small", 4): (0, 2, 4, 6),
+    ("big", 1): (2,),
+    ("big", 2): (0, 4),
+}
+
+# verb -> row on whose upper edge small and big things rest that are not on the ground
+FOOT = {
+    "jump": {"small": 4, "big": 5},
+    "hang": {"small": 4, "big": 4},
+    "fly": {"small": 2, "big": 3},
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is, in cells; a box is (left, top, right, bottom), right and bottom outside.
+
+    Attributes:
+        things: (thing, its box) from left to right, the second kind first.
+        marks: (verb, box) of the signs that show what things do, in cells no thing takes.
+    """
+
+    things: tuple[tuple[Thing, Box], ...]
+    marks: tuple[tuple[str, Box], ...]
+
+
+def _boxes(size: str, columns: tuple[int, ...], foot: int) -> list[Box]:
+    width, height = CELLS[size]
+    return [(left, foot - height, left + width, foot) for left in columns]
+
+
+def _verb_marks(verb: str, boxes: list[Box]) -> list[tuple[str, Box]]:
+    marks = []
+    for left, top, right, bottom in boxes:
+        middle = (left + right) // 2
+        if verb in ("sleep", "sing"):
+            marks.append((verb, (middle - 1, top - 1, middle + 1, top)))
+        elif verb == "jump":
+            marks.append((verb, (middle - 1, bottom, middle + 1, bottom + 1)))
+        elif verb == "hang":
+            marks.append((verb, (middle - 1, 0, middle + 1, top)))
+        elif verb == "chase":
+            marks.append((verb, (left - 1, bottom - 2, left, bottom)))
+    return marks
+
+
+def layout(scene: Scene) -> Layout:
+    """Place everything a scene names.
+
+    Args:
+        scene: any scene that `sample_scene` can draw.
+
+    Returns:
+        The boxes of things and signs.
+    """
+    first, second, relation = scene.first, scene.second, scene.relation
+    foot = FOOT.get(scene.verb, {}).get(first.size, HORIZON)
+    columns = ROW[first.size, first.count]
+    if second is None:
+        boxes = _boxes(first.size, columns, foot)
+        return Layout(tuple((first, box) for box in boxes), tuple(_verb_marks(scene.verb, boxes)))
+    other_column, other_foot = ROW["big", 1][0], HORIZON
+    if relation in ("left", "chase"):
+        columns, other_column = (1,), 4
+    elif relation in ("right", "pull"):
+        columns, other_column = (5,), 0
+    elif relation == "on":
+        foot = HORIZON - CELLS["big"][1]
+    elif relation == "from":
+        foot, other_foot = HORIZON, CELLS["big"][1]
+    boxes = _boxes(first.size, columns, foot)
+    others = _boxes(second.size, (other_column,), other_foot)
+    if relation == "from":
+        marks = [("hang", (3, 3, 5, 4))]
+    elif relation == "pull":
+        marks = [("pull", (4, HORIZON - 1, 5, HORIZON))]
+    elif relation == "over":
+        marks = []
+    else:
+        marks = _verb_marks(scene.verb, boxes + others if relation == "chase" else boxes)
+    things = [(second, box) for box in others] + [(first, box) for box in boxes]
+    return Layout(tuple(things), tuple(marks))

@@ -1,0 +1,291 @@
+"""The steps from raw images and captions to what training reads; `prepare.py` calls them.
+
+Each step takes the configuration, writes the files that it names, and adds an entry to
+data_dir/manifest.json. A file appears when it is whole; until then an earlier one stays.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import faiss
+import h5py
+import numpy as np
+import PIL
+import tokenizers
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from generations.datasets import (
+    FeatureStore,
+    FeatureWriter,
+    open_feature_store,
+    read_captions,
+    read_karpathy,
+    report_problems,
+    write_array_pickle,
+    write_karpathy,
+)
+from generations.errors import UserError
+from generations.features import (
+    ClusterAssigner,
+    Extractor,
+    build_extractor,
+    extractor_settings,
+    find_images,
+    fit_kmeans,
+    load_images,
+    sample_cells,
+)
+from generations.files import atomic_path, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+LIBRARIES = (faiss, h5py, np, PIL, tokenizers, torch)
+
+
+# --- captions ------------------------------------------------------------------------------------
+
+
+def prepare_captions(cfg: CfgNode) -> None:
+    """Check captions and images, and write them as a Karpathy split file.
+
+    Every image is decoded once, so that the steps after this one meet no bad ones; with
+    features.skip_bad 1 bad images and captions are left out, counted and listed.
+
+    Raises:
+        UserError: bad images or captions, or dataset_coco was not written by this step.
+    """
+    check_sources(cfg)
+    _check_ours(cfg)
+    skip = bool(cfg.features.skip_bad)
+    records = read_captions(cfg.captions_file, cfg.seed, skip)
+    files = find_images(cfg.images_dir, [record.path for record in records])
+    problems = {
+        record.path: f"{record.path} is missing (or several folders have a file of its name)"
+        for record, file in zip(records, files, strict=True)
+        if file is None
+    }
+    report_problems(
+        f"images_dir {cfg.images_dir}",
+        list(problems.values()),
+        skip,
+        "add the images, remove them from captions_file, or set features.skip_bad 1",
+    )
+    kept = [record for record in records if record.path not in problems]
+    unreadable = _unreadable(cfg, [file for file in files if file is not None])
+    report_problems(
+        "images",
+        [problem for problem in unreadable if problem],
+        skip,
+        "mend these, remove them from captions_file, or set features.skip_bad 1",
+    )
+    kept = [record for record, problem in zip(kept, unreadable, strict=True) if not problem]
+    if not any(record.split == "train" for record in kept):
+        raise UserError(f"captions {cfg.captions_file}: no image of the split train is left")
+    write_karpathy(cfg.dataset_coco, kept, cfg.captions_file)
+    splits = {split: 0 for split in ("train", "restval", "val", "test")}
+    for record in kept:
+        splits[record.split] += 1
+    left_out = len(records) - len(kept)
+    note(cfg, "captions", source=cfg.captions_file, images=splits, left_out=left_out)
+    logger.info("captions: %s; %d left out -> %s", splits, left_out, cfg.dataset_coco)
+
+
+def check_sources(cfg: CfgNode) -> None:
+    """Raise a UserError unless the configuration says where images and captions are."""
+    for key, what in (("images_dir", "the folder of images"), ("captions_file", "their captions")):
+        if not cfg[key]:
+            raise UserError(
+                f"{key} is empty: give {what}, for example images_dir /path/to/images "
+                "captions_file /path/to/dataset.json (a Karpathy split file or COCO "
+                "captions_*.json); for the mini world run the step mini-world first"
+            )
+
+
+def _check_ours(cfg: CfgNode) -> None:
+    """Raise rather than write over a split file of the user's."""
+    if not Path(cfg.dataset_coco).exists():
+        return
+    content = read_json(cfg.dataset_coco, "dataset_coco")
+    if not isinstance(content, dict) or "prepared_from" not in content:
+        raise UserError(
+            f"dataset_coco {cfg.dataset_coco} was not made by prepare.py and would be overwritten: "
+            "move it away, or choose another data_dir; if it is the split file to use, skip the "
+            "step captions"
+        )
+
+
+def _unreadable(cfg: CfgNode, files: Sequence[Path]) -> list[str]:
+    """For each image file what is wrong with it, or ''."""
+    problems: list[str] = []
+    batches = load_images(files, cfg.grid_size, cfg.features.batch_size, cfg.num_workers)
+    with tqdm(total=len(files), desc="checking images", unit="image") as bar:
+        for batch in batches:
+            problems += [str(image) if isinstance(image, UserError) else "" for image in batch]
+            bar.update(len(batch))
+    return problems
+
+
+# --- features ------------------------------------------------------------------------------------
+
+
+def prepare_features(cfg: CfgNode) -> None:
+    """Write the grid features of the train images and of all others, each into its file.
+
+    A killed run goes on where it was; what is there already is kept if images and settings are the
+    same.
+    """
+    extractor = build_extractor(extractor_settings(cfg))
+    train, valid = _image_files(cfg)
+    jobs = []  # made before the work starts, so that what is wrong with one shows at once
+    for images, path in ((train, cfg.grid_feat_path_train), (valid, cfg.grid_feat_path_valid)):
+        signature = _signature(cfg, images)
+        jobs.append((FeatureWriter(path, signature, list(images)), images, signature))
+    for writer, images, _ in jobs:
+        _extract(cfg, extractor, writer, images)
+    note(
+        cfg,
+        "features",
+        extractor=asdict(extractor_settings(cfg)),
+        train={"images": len(train), "signature": jobs[0][2]},
+        valid={"images": len(valid), "signature": jobs[1][2]},
+    )
+
+
+def _extract(
+    cfg: CfgNode, extractor: Extractor, writer: FeatureWriter, images: dict[str, Path]
+) -> None:
+    missing = writer.missing
+    done = len(images) - len(missing)
+    if writer.is_finished:
+        logger.info("features: %s is up to date (%d images)", writer.path, len(images))
+    elif done:
+        logger.info("features: going on after %d of %d images", done, len(images))
+    names = iter(missing)
+    batches = load_images(
+        [images[name] for name in missing],
+        *(extractor.image_size, cfg.features.batch_size, cfg.num_workers),
+    )
+    with tqdm(total=len(images), initial=done, desc=writer.path.name, unit="image") as bar:
+        for batch in batches:
+            for picture in batch:
+                if isinstance(picture, UserError):
+                    raise UserError(
+                        f"{picture}; remove it from {cfg.dataset_coco}, or run the step captions "
+                        "with features.skip_bad 1"
+                    )
+            for grid in extractor(
+                [picture for picture in batch if isinstance(picture, np.ndarray)]
+            ):
+                writer.add(next(names), grid)
+            bar.update(len(batch))
+    writer.finish()
+    logger.info("features: %d images in %s", len(images), writer.path)
+
+
+def _image_files(cfg: CfgNode) -> tuple[dict[str, Path], dict[str, Path]]:
+    """{image name: file} of the train split, and of all others."""
+    if not cfg.images_dir:
+        raise UserError("images_dir is empty: give the folder of the images of dataset_coco")
+    records = read_karpathy(cfg.dataset_coco)
+    files = find_images(cfg.images_dir, [record.path for record in records])
+    lost = [record.path for record, file in zip(records, files, strict=True) if file is None]
+    report_problems(
+        f"images_dir {cfg.images_dir}: missing images",
+        lost,
+        False,
+        "add them, or run the step captions again",
+    )
+    parts: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for record, file in zip(records, files, strict=True):
+        if file is not None:
+            parts[record.split != "train"][record.name] = file
+    return parts
+
+
+def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
+    """Of what the features depend on: the extractor and the image files."""
+    digest = hashlib.sha256(json.dumps(asdict(extractor_settings(cfg))).encode())
+    for name, file in images.items():
+        status = file.stat()
+        digest.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+# --- codebook ------------------------------------------------------------------------------------
+
+
+def prepare_clusters(cfg: CfgNode) -> None:
+    """Make the codebook from the train features, and write the cluster ids of all images.
+
+    Raises:
+        UserError: no features, features of another size, or fewer different cells than clusters.
+    """
+    sizes = (cfg.grid_size, cfg.grid_feat_dim)
+    train = open_feature_store([cfg.grid_feat_path_train], *sizes)
+    valid = open_feature_store([cfg.grid_feat_path_valid], *sizes)
+    names = list(train.names())
+    most = cfg.grid_cluster_num * cfg.clusters.max_points_per_centroid
+    points = sample_cells(train.read, names, cfg.grid_size**2, most, cfg.seed)
+    logger.info(
+        "clusters: k-means of %d cells of %d images, K %d, %d iterations",
+        *(len(points), len(names), cfg.grid_cluster_num, cfg.clusters.iterations),
+    )
+    centroids = fit_kmeans(points, cfg.grid_cluster_num, cfg.clusters.iterations, cfg.seed)
+    del points
+    assign = ClusterAssigner(centroids)
+    ids = [_assign_all(assign, store, cfg.features.batch_size) for store in (train, valid)]
+    quality = assign.quality()
+    write_array_pickle(cfg.grid_cluster_id_path_train, ids[0])
+    write_array_pickle(cfg.grid_cluster_id_path_valid, ids[1])
+    with atomic_path(cfg.grid_cluster_centroids_path) as temporary:
+        np.save(temporary, centroids)
+    note(cfg, "clusters", seed=cfg.seed, iterations=cfg.clusters.iterations, **asdict(quality))
+    logger.info(
+        "clusters: inertia %.4g a cell, %d of %d used, mean distance of a centroid to the nearest "
+        "other %.4g",
+        *(quality.inertia, quality.used, quality.clusters, quality.nearest_centroid),
+    )
+
+
+def _assign_all(
+    assign: ClusterAssigner, store: FeatureStore, batch_size: int
+) -> dict[str, np.ndarray]:
+    """{image name: (N,) int32 cluster ids} of all images of a store."""
+    found: dict[str, np.ndarray] = {}
+    names = list(store.names())
+    for start in tqdm(range(0, len(names), batch_size), desc="cluster ids", unit="batch"):
+        part = names[start : start + batch_size]
+        features = np.stack([store.read(name) for name in part])  # (B, N, D)
+        ids = assign(features.reshape(-1, features.shape[2])).reshape(len(part), -1)
+        found.update(zip(part, ids.astype(np.int32), strict=True))
+    return found
+
+
+# --- image generator -----------------------------------------------------------------------------
+
+
+def prepare_generator(cfg: CfgNode) -> None:
+    """Train the image generator."""
+    raise NotImplementedError
+
+
+# --- manifest ------------------------------------------------------------------------------------
+
+
+def note(cfg: CfgNode, step: str, **facts: Any) -> None:
+    """Put what a step did into the manifest, in place of what it did before."""
+    path = Path(cfg.data_dir) / MANIFEST
+    manifest = read_json(path, "manifest") if path.exists() else {}
+    if not isinstance(manifest, dict):
+        raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
+    manifest["libraries"] = {module.__name__: module.__version__ for module in LIBRARIES}
+    manifest[step] = facts
+    write_json(path, manifest)

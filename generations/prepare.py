@@ -1,0 +1,88 @@
+"""Raw images and captions -> features, codebook, image generator: `prepare.py STEP key value ...`
+
+Steps:
+    mini-world  draw the embedded data set: pictures, captions and a vocabulary
+    captions    check captions_file and images_dir, and write the split file dataset_coco
+    features    grid features of all images
+    clusters    codebook of the features, and the cluster ids of all images
+    generator   train the network that turns cluster ids back into pixels
+    all         captions, features, clusters and generator
+
+The file names are those of the configuration; data_dir/manifest.json says what was made how.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the package's own folder must not shadow libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from yacs.config import CfgNode
+
+from generations import cli
+from generations.datasets.mini_world import write_vocabulary, write_world
+from generations.pipelines.preparation import (
+    check_sources,
+    prepare_captions,
+    prepare_clusters,
+    prepare_features,
+    prepare_generator,
+)
+
+logger = logging.getLogger(__name__)
+
+STEPS = {
+    "captions": prepare_captions,
+    "features": prepare_features,
+    "clusters": prepare_clusters,
+    "generator": prepare_generator,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do one step, or all."""
+    arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    if arguments.step == "mini-world":
+        draw_mini_world(cfg, arguments.sizes)
+    elif arguments.step == "all":
+        check_sources(cfg)
+        for step in STEPS.values():
+            step(cfg)
+    else:
+        STEPS[arguments.step](cfg)
+
+
+def _options(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.description = __doc__
+    parser.add_argument("step", choices=("mini-world", *STEPS, "all"))
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs=3,
+        default=(6000, 500, 500),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="pictures of the mini world (default: 6000 500 500)",
+    )
+
+
+def draw_mini_world(cfg: CfgNode, sizes: Sequence[int]) -> None:
+    """Draw the mini world beside captions_file, or into data_dir if that is empty."""
+    folder = Path(cfg.captions_file).parent if cfg.captions_file else Path(cfg.data_dir)
+    train, val, test = sizes
+    captions = write_world(folder, train=train, val=val, test=test)
+    vocabulary = folder / "vocab.txt"
+    words = write_vocabulary(vocabulary)
+    logger.info(
+        "drew %d pictures; to use them: images_dir %s captions_file %s vocab_file %s "
+        "model.vocab_size %d",
+        *(sum(sizes), folder / "images", captions, vocabulary, words),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
