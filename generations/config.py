@@ -94,6 +94,9 @@ def default_config() -> CfgNode:
     cfg.model.cross_layers = 5
     cfg.model.vocab_size = 30522
     cfg.model.dropout = 0.1
+    cfg.init = CfgNode()
+    cfg.init.std = 0.02
+    cfg.init.mask_feat_std = 0.0  # raise it to train from random weights (see ModelSize)
     cfg.xlxmert_zeroshot = 0
     # objectives
     cfg.iteration_tasks = ["xe_t2i", "xe_i2t"]
@@ -104,6 +107,11 @@ def default_config() -> CfgNode:
     cfg.visual_mask_per_sample = 0  # 1: each sample draws its own xe_t2i mask
     cfg.mse_loss = 0.0
     cfg.use_clip_score = 1
+    cfg.recompute = 1  # stage 2: drop activations of decoding steps; 0: keep them, as the original
+    cfg.reward = CfgNode()
+    cfg.reward.baseline = "greedy"  # or leave_one_out: the image's other samples
+    cfg.reward.samples = 1  # captions drawn per image; leave_one_out needs 2 or more
+    cfg.reward.document_frequency = "batch"  # or corpus: counted once in the training captions
     # optimisation
     cfg.solver = CfgNode()
     cfg.solver.optimizer = "adamw"
@@ -345,6 +353,10 @@ def _validate(cfg: CfgNode) -> None:
             f"model.hidden_size {cfg.model.hidden_size} is not a multiple of model.num_heads "
             f"{cfg.model.num_heads}"
         )
+    if cfg.reward.baseline == "leave_one_out" and cfg.reward.samples < 2:
+        raise UserError("reward.baseline leave_one_out needs reward.samples 2 or more, such as 5")
+    if cfg.reward.baseline == "greedy" and cfg.reward.samples != 1:
+        raise UserError("reward.samples is for reward.baseline leave_one_out; greedy draws 1")
     if "rl_t2i" in cfg.iteration_tasks and not (cfg.mse_loss or cfg.use_clip_score):
         raise UserError("rl_t2i has no loss: set use_clip_score 1 or mse_loss 1")
     cosine = cfg.scheduler.method == "WarmupCosineSchedule"
@@ -366,6 +378,8 @@ def _check_choices(cfg: CfgNode) -> None:
         *(("train_split", split, SPLITS) for split in splits),
         ("scheduler.method", cfg.scheduler.method, ("WarmupCosineSchedule", "ConstantLRSchedule")),
         ("solver.optimizer", cfg.solver.optimizer, ("adamw", "adamw_transformers")),
+        ("reward.baseline", cfg.reward.baseline, ("greedy", "leave_one_out")),
+        ("reward.document_frequency", cfg.reward.document_frequency, ("batch", "corpus")),
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
     ]
     for key, value, known in choices:
@@ -373,7 +387,14 @@ def _check_choices(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
-    flags += ("use_clip_score", "visual_mask_per_sample", "collapse_repeats", "eval_fid", "eval_is")
+    flags += (
+        "use_clip_score",
+        "recompute",
+        "visual_mask_per_sample",
+        "collapse_repeats",
+        "eval_fid",
+        "eval_is",
+    )
     flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard")
     for key in flags:
         if cfg[key] not in (0, 1):
@@ -391,6 +412,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
+        "reward.samples": 1, "init.std": 0, "init.mask_feat_std": 0,
     }  # fmt: skip
     for key, low in at_least.items():
         *parents, last = key.split(".")

@@ -37,7 +37,9 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow warns of a bomb before it refuses one; below is a limit of our own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path) as image:
+                if image.format not in FORMATS:
+                    raise ValueError(f"{image.format} files are not read")
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 rgb = _to_rgb(ImageOps.exif_transpose(image))

@@ -25,6 +25,8 @@ def model_size(cfg: CfgNode) -> ModelSize:
         grid_size=cfg.grid_size,
         feature_size=cfg.grid_feat_dim,
         clusters=cfg.grid_cluster_num,
+        init_std=cfg.init.std,
+        mask_feat_std=cfg.init.mask_feat_std,
     )
 
 

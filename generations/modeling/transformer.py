@@ -23,7 +23,13 @@ POSITIONS, TOKEN_TYPES, BOX_SIZE, NORM_EPS = 512, 2, 4, 1e-12
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes of the network. Defaults: LXMERT-base with the codebook of the paper."""
+    """Sizes of the network and of its initial weights.
+
+    Defaults: LXMERT-base with the codebook of the paper. `init_std` is the standard deviation of
+    weights, `mask_feat_std` that of the vector that stands for a masked cell. The paper's zero
+    suits a start from a pretrained model: from random weights, the LayerNorm of an all but zero
+    vector makes the gradients of the first steps a thousand times too large.
+    """
 
     hidden_size: int = 768
     num_heads: int = 12
@@ -36,6 +42,8 @@ class ModelSize:
     grid_size: int = 8
     feature_size: int = 2048
     clusters: int = 10000
+    init_std: float = 0.02
+    mask_feat_std: float = 0.0
 
 
 class UnifiedTransformer(nn.Module):
@@ -65,7 +73,9 @@ class UnifiedTransformer(nn.Module):
         self.cluster_codebook = nn.Embedding(size.clusters, size.feature_size)
         self.cluster_codebook.weight.requires_grad_(False)
         self.register_buffer("boxes", grid_boxes(size.grid_size), persistent=False)
-        self.apply(_initialise)
+        self.apply(lambda module: _initialise(module, size.init_std))
+        if size.mask_feat_std:
+            nn.init.normal_(self.mask_feat, std=size.mask_feat_std)
 
     def forward(
         self,
@@ -402,9 +412,9 @@ def grid_boxes(grid_size: int) -> Tensor:
     return corners.float() / grid_size
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, std: float) -> None:
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -1,5 +1,7 @@
 """The cheap paths through the network give what the whole forward gives."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -75,3 +77,12 @@ def test_row_0_of_the_tables_gets_no_gradient_through_the_embedding(model, input
 def test_a_codebook_of_another_size_is_refused(model):
     with pytest.raises(UserError, match="grid_cluster_num"):
         set_codebook(model, torch.zeros(8, 10))
+
+
+def test_mask_feat_starts_at_zero_unless_told_otherwise():
+    assert not UnifiedTransformer(SIZE).mask_feat.any()
+    wide = dataclasses.replace(SIZE, feature_size=4000, mask_feat_std=0.5, init_std=0.1)
+    model = UnifiedTransformer(wide)
+    assert model.mask_feat.std().item() == pytest.approx(0.5, rel=0.1)
+    weight = model.img_classifier.linear_feat.weight
+    assert weight.std().item() == pytest.approx(0.1, rel=0.1)
