@@ -134,6 +134,11 @@ def default_config() -> CfgNode:
     cfg.generator.train_steps = 20000
     cfg.generator.batch_size = 32
     cfg.generator.lr = 4e-4
+    cfg.generator.beta1 = 0.0  # Adam's
+    cfg.generator.cosine = 0  # 1: the learning rates fall to 0 along a cosine
+    cfg.generator.bottleneck_std = 0.0  # rescale the first layer's outputs to this; 0: do not
+    cfg.generator.contrast = 0.0  # extra weight of pixels that stand out from around them
+    cfg.generator.discriminator_channels = 64
     cfg.generator.discriminator_lr = 1e-4
     cfg.generator.adversarial_start = 0  # step at which the adversarial losses join
     cfg.generator.adversarial_weight = 1.0

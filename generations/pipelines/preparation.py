@@ -10,20 +10,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import faiss
-import h5py
 import numpy as np
-import PIL
-import tokenizers
-import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from generations import runtime
 from generations.datasets import (
     FeatureStore,
     FeatureWriter,
+    ImageRecord,
     open_feature_store,
     read_captions,
     read_karpathy,
@@ -42,12 +38,11 @@ from generations.features import (
     load_images,
     sample_cells,
 )
-from generations.files import atomic_path, read_json, write_json
+from generations.files import atomic_path, read_json
+from generations.pipelines.generator import train_image_generator
+from generations.pipelines.manifest import note
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-LIBRARIES = (faiss, h5py, np, PIL, tokenizers, torch)
 
 
 # --- captions ------------------------------------------------------------------------------------
@@ -143,7 +138,9 @@ def prepare_features(cfg: CfgNode) -> None:
     same.
     """
     extractor = build_extractor(extractor_settings(cfg))
-    train, valid = _image_files(cfg)
+    found = _image_files(cfg)
+    train = {record.name: file for record, file in found if record.split == "train"}
+    valid = {record.name: file for record, file in found if record.split != "train"}
     jobs = []  # made before the work starts, so that what is wrong with one shows at once
     for images, path in ((train, cfg.grid_feat_path_train), (valid, cfg.grid_feat_path_valid)):
         signature = _signature(cfg, images)
@@ -190,8 +187,12 @@ def _extract(
     logger.info("features: %d images in %s", len(images), writer.path)
 
 
-def _image_files(cfg: CfgNode) -> tuple[dict[str, Path], dict[str, Path]]:
-    """{image name: file} of the train split, and of all others."""
+def _image_files(cfg: CfgNode) -> list[tuple[ImageRecord, Path]]:
+    """The images of dataset_coco and their files.
+
+    Raises:
+        UserError: an image has no file.
+    """
     if not cfg.images_dir:
         raise UserError("images_dir is empty: give the folder of the images of dataset_coco")
     records = read_karpathy(cfg.dataset_coco)
@@ -203,11 +204,8 @@ def _image_files(cfg: CfgNode) -> tuple[dict[str, Path], dict[str, Path]]:
         False,
         "add them, or run the step captions again",
     )
-    parts: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
-    for record, file in zip(records, files, strict=True):
-        if file is not None:
-            parts[record.split != "train"][record.name] = file
-    return parts
+    pairs = zip(records, files, strict=True)
+    return [(record, file) for record, file in pairs if file is not None]
 
 
 def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
@@ -273,19 +271,7 @@ def _assign_all(
 
 
 def prepare_generator(cfg: CfgNode) -> None:
-    """Train the image generator."""
-    raise NotImplementedError
-
-
-# --- manifest ------------------------------------------------------------------------------------
-
-
-def note(cfg: CfgNode, step: str, **facts: Any) -> None:
-    """Put what a step did into the manifest, in place of what it did before."""
-    path = Path(cfg.data_dir) / MANIFEST
-    manifest = read_json(path, "manifest") if path.exists() else {}
-    if not isinstance(manifest, dict):
-        raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
-    manifest["libraries"] = {module.__name__: module.__version__ for module in LIBRARIES}
-    manifest[step] = facts
-    write_json(path, manifest)
+    """Train the image generator on the train images and their cluster ids."""
+    with runtime.start(cfg.device, distribute=False) as here:
+        note(cfg, "generator", **train_image_generator(cfg, here))
+    logger.info("generator: %s", cfg.pretrained_generator)

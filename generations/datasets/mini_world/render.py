@@ -1,10 +1,9 @@
-"""Draws a mini-world scene: flat colours on a grid of 8 x 8 cells.
+"""Draws a mini-world scene: flat colours under one sky.
 
 Where everything is follows from the scene alone; the random source only adds a jitter far below
-one cell. Things fill whole cells (small 2 x 2, big 4 x 3), never overlap, and change colour at
-cell borders where they can, so that few hundred different cells make up every picture.
-Lengths are in units of 1/64 of the picture's width unless said otherwise; a cell is 8 units.
-The picture is drawn four times too large and averaged down, which smooths the edges.
+one cell. Things fill whole cells of a 4 x 4 grid (small 1, big 2 x 2), and never overlap, so
+that a few hundred different cells make up every picture. Lengths are in units of 1/64 of the
+picture's width; a layout's are 8 units. The picture is drawn four times too large and averaged down, which smooths the edges.
 """
 
 from collections.abc import Callable
@@ -36,27 +35,23 @@ LEAF: Color = (86, 150, 60)
 STEAM: Color = (168, 182, 204)
 INK: Color = (70, 78, 110)
 
-# Skies differ too little for an edge against one to need another cluster than against the next.
-# place -> (sky, upper row of the ground, lower row of the ground)
-BACKGROUND: dict[str, tuple[Color, Color, Color]] = {
-    "beach": ((222, 240, 246), (244, 221, 160), (231, 199, 128)),
-    "field": ((214, 236, 250), (150, 208, 104), (122, 186, 84)),
-    "road": ((226, 232, 240), (150, 152, 158), (122, 124, 130)),
-    "sea": ((210, 238, 248), (84, 170, 214), (58, 142, 196)),
-    "snow": ((222, 232, 246), (250, 252, 255), (222, 232, 244)),
+# One sky for all places: each sky of its own would need its own cell of everything in the air.
+SKY: Color = (214, 236, 250)
+# place -> (upper row of the ground, lower row of the ground)
+GROUND: dict[str, tuple[Color, Color]] = {
+    "beach": ((244, 221, 160), (231, 199, 128)),
+    "field": ((150, 208, 104), (122, 186, 84)),
+    "road": ((150, 152, 158), (122, 124, 130)),
+    "sea": ((84, 170, 214), (58, 142, 196)),
+    "snow": ((250, 252, 255), (222, 232, 244)),
 }
 
-SCALE = {"small": 15.2, "big": 23.4}
+SCALE = {"small": 15.2, "big": 31.2}
 """Height of a thing of a size."""
 
 
 class _Pen:
-    """Draws in one thing's own coordinates: x 0..1 to the right, y 0..1 down, (0.5, 1) its foot.
-
-    Attributes:
-        upper: y where the thing's first row of cells ends.
-        lower: y where its last row of cells begins.
-    """
+    """Draws in one thing's own coordinates: x 0..1 to the right, y 0..1 down, (0.5, 1) its foot."""
 
     def __init__(
         self,
@@ -65,10 +60,8 @@ class _Pen:
         left: float = 0.0,
         top: float = 0.0,
         scale: float = 1.0,
-        rows: int = 1,
     ):
         self._draw, self._unit, self._left, self._top, self._scale = draw, unit, left, top, scale
-        self.upper, self.lower = 1 - (rows - 1) * CELL / scale, 1 - CELL / scale
 
     def _pixels(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
         return [
@@ -124,8 +117,8 @@ def _boat(pen: _Pen, color: Color) -> None:
 
 
 def _car(pen: _Pen, color: Color) -> None:
-    waist, top = pen.lower, pen.lower - 0.42
-    pen.polygon(DARK, (0.14, waist), (0.28, top), (0.72, top), (0.86, waist))
+    waist, top = 0.52, 0.12
+    pen.polygon(color, (0.14, waist), (0.28, top), (0.72, top), (0.86, waist))
     pen.polygon(WHITE, (0.26, waist), (0.34, top + 0.09), (0.46, top + 0.09), (0.46, waist))
     pen.polygon(WHITE, (0.54, waist), (0.54, top + 0.09), (0.66, top + 0.09), (0.74, waist))
     pen.box(color, 0.02, waist, 0.98, 0.86)
@@ -168,7 +161,7 @@ def _house(pen: _Pen, color: Color) -> None:
 
 
 def _mushroom(pen: _Pen, color: Color) -> None:
-    cap = pen.lower
+    cap = 0.62
     pen.box(WHITE, 0.36, 0.3, 0.64, 1.0)
     pen.dome(color, 0.5, cap, 0.5, cap)
     for x, y in ((0.26, 0.68), (0.5, 0.4), (0.74, 0.68)):
@@ -197,16 +190,16 @@ SPRITES: dict[str, Callable[[_Pen, Color], None]] = {
 
 def _ground(pen: _Pen, place: str) -> None:
     """The sky, and a ground whose pattern repeats with the cells."""
-    sky, upper, lower = BACKGROUND[place]
-    pen.box(sky, 0, 0, 64, 48)
+    upper, lower = GROUND[place]
+    pen.box(SKY, 0, 0, 64, 48)
     pen.box(upper, 0, 48, 64, 56)
     pen.box(lower, 0, 56, 64, 64)
     for x in range(0, 64, 16):
         if place == "beach":
             pen.disc((250, 246, 236), x + 8, 54, 2.2, 1.6)
-            pen.box(BACKGROUND["sea"][1], x, 60, x + 16, 64)
+            pen.box(GROUND["sea"][0], x, 60, x + 16, 64)
             for middle in (x + 4, x + 12):
-                pen.disc(BACKGROUND["sea"][1], middle, 60.5, 4, 2.5)
+                pen.disc(GROUND["sea"][0], middle, 60.5, 4, 2.5)
         elif place == "field":
             pen.disc(WHITE, x + 4, 60, 1.5)
             pen.disc(PAINT["yellow"], x + 12, 60, 1.5)
@@ -297,9 +290,9 @@ def render(scene: Scene, rng: np.random.Generator, size: int = 64) -> Image.Imag
     arranged = layout(scene)
     for verb, box in arranged.marks:
         MARKS[verb](pen, box)
-    for thing, (left, top, right, bottom) in arranged.things:
+    for thing, (left, _, right, bottom) in arranged.things:
         scale = SCALE[thing.size]
         x = (left + right) * CELL / 2 - scale / 2 + float(rng.uniform(-JITTER, JITTER))
-        own = _Pen(draw, unit, x, bottom * CELL - scale, scale, bottom - top)
+        own = _Pen(draw, unit, x, bottom * CELL - scale, scale)
         SPRITES[thing.noun](own, PAINT[thing.color])
     return canvas.reduce(OVERSAMPLING)

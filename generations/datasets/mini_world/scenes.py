@@ -33,13 +33,16 @@ COUNT_VERBS = ("stand", "jump", "sleep", "sing", "fly", "hang")
 RELATION_VERBS = {
     "left": ("stand", "jump", "sleep", "sing"),
     "right": ("stand", "jump", "sleep", "sing"),
-    "on": ("stand", "sleep", "sing"),
+    "on": ("stand",),
     "over": ("fly",),
     "from": ("hang",),
     "pull": ("pull",),
     "chase": ("chase",),
 }
 """What the first thing can do in each relation to the second."""
+
+ABOVE = ("over", "from")
+"""Relations with a row of air between the two things."""
 
 COUNT_SCENES = 0.45
 """Share of scenes with one row of equal things; the others have two unequal ones."""
@@ -51,7 +54,7 @@ class Thing:
 
     Attributes:
         count: how many of it, 1..4.
-        size: "small" (2 x 2 grid cells) or "big" (4 x 3 grid cells).
+        size: "small" (16 x 16 pixels) or "big" (32 x 32 pixels).
         color: one of COLORS.
         noun: one of NOUNS.
     """
@@ -93,35 +96,41 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         rng: the source of all randomness.
 
     Returns:
-        A row of one to four equal things; or small things in a relation to one big thing of
-        another noun and colour.
+        A row of one to four equal things; or small things in a relation to one thing of another
+        noun and colour, which is small if one is above the other, else big.
     """
     place = choose(rng, PLACES)
     if rng.random() < COUNT_SCENES:
         size = choose(rng, SIZES)
         count = int(rng.integers(1, 5 if size == "small" else 3))
         thing = Thing(count, size, choose(rng, COLORS), choose(rng, tuple(NOUNS)))
-        return Scene(place, choose(rng, COUNT_VERBS), thing)
+        # a big thing leaves no room for what it would hang from
+        verbs = tuple(verb for verb in COUNT_VERBS if (verb, size) != ("hang", "big"))
+        return Scene(place, choose(rng, verbs), thing)
     relation = choose(rng, tuple(RELATION_VERBS))
     count = int(rng.integers(1, 4)) if relation == "over" else 1
     nouns = rng.choice(tuple(NOUNS), 2, replace=False)
     colors = rng.choice(COLORS, 2, replace=False)
     first = Thing(count, "small", str(colors[0]), str(nouns[0]))
-    second = Thing(1, "big", str(colors[1]), str(nouns[1]))
+    size = "small" if relation in ABOVE else "big"
+    second = Thing(1, size, str(colors[1]), str(nouns[1]))
     return Scene(place, choose(rng, RELATION_VERBS[relation]), first, relation, second)
 
 
+# Lengths are in eighths of the picture. Things begin and end at even ones, so that on a grid of
+# 4 x 4 cells a small thing is one cell and a big one four, whatever it does and wherever it is:
+# a few hundred different cells make up every picture.
 Box = tuple[int, int, int, int]
 HORIZON = 6
-"""First row of cells that shows ground; things stand on its upper edge."""
-CELLS = {"small": (2, 2), "big": (4, 3)}
-"""Cells that a thing of a size takes: columns, rows."""
+"""First row that shows ground; things stand on its upper edge."""
+CELLS = {"small": (2, 2), "big": (4, 4)}
+"""Columns and rows that a thing of a size takes."""
 
 # (size, count) -> first columns of the boxes
 ROW = {
-    ("small", 1): (3,),
-    ("small", 2): (1, 5),
-    ("small", 3): (1, 3, 5),
+    ("small", 1): (2,),
+    ("small", 2): (2, 6),
+    ("small", 3): (0, 2, 4),
     ("small", 4): (0, 2, 4, 6),
     ("big", 1): (2,),
     ("big", 2): (0, 4),
@@ -129,19 +138,19 @@ ROW = {
 
 # verb -> row on whose upper edge small and big things rest that are not on the ground
 FOOT = {
-    "jump": {"small": 4, "big": 5},
-    "hang": {"small": 4, "big": 4},
-    "fly": {"small": 2, "big": 3},
+    "jump": {"small": 4, "big": 4},
+    "hang": {"small": 4},
+    "fly": {"small": 2, "big": 4},
 }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is, in cells; a box is (left, top, right, bottom), right and bottom outside.
+    """Where everything is; a box is (left, top, right, bottom), right and bottom outside.
 
     Attributes:
         things: (thing, its box) from left to right, the second kind first.
-        marks: (verb, box) of the signs that show what things do, in cells no thing takes.
+        marks: (verb, box) of the signs that show what things do, where no thing is.
     """
 
     things: tuple[tuple[Thing, Box], ...]
@@ -183,24 +192,24 @@ def layout(scene: Scene) -> Layout:
     if second is None:
         boxes = _boxes(first.size, columns, foot)
         return Layout(tuple((first, box) for box in boxes), tuple(_verb_marks(scene.verb, boxes)))
-    other_column, other_foot = ROW["big", 1][0], HORIZON
+    other_column, other_foot = ROW[second.size, 1][0], HORIZON
     if relation in ("left", "chase"):
-        columns, other_column = (1,), 4
+        columns, other_column = ((0,) if relation == "left" else (2,)), 4
     elif relation in ("right", "pull"):
-        columns, other_column = (5,), 0
+        columns, other_column = (6,), 0
     elif relation == "on":
         foot = HORIZON - CELLS["big"][1]
     elif relation == "from":
-        foot, other_foot = HORIZON, CELLS["big"][1]
+        foot, other_foot = HORIZON, CELLS["small"][1]
     boxes = _boxes(first.size, columns, foot)
     others = _boxes(second.size, (other_column,), other_foot)
     if relation == "from":
-        marks = [("hang", (3, 3, 5, 4))]
+        marks = [("hang", (2, 2, 4, 4))]
     elif relation == "pull":
-        marks = [("pull", (4, HORIZON - 1, 5, HORIZON))]
+        marks = [("pull", (4, HORIZON - 1, 6, HORIZON))]
     elif relation == "over":
         marks = []
     else:
-        marks = _verb_marks(scene.verb, boxes + others if relation == "chase" else boxes)
+        marks = _verb_marks(scene.verb, boxes)
     things = [(second, box) for box in others] + [(first, box) for box in boxes]
     return Layout(tuple(things), tuple(marks))

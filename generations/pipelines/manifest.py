@@ -1,0 +1,38 @@
+"""data_dir/manifest.json: what preparation made, and how."""
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import h5py
+import numpy as np
+import PIL
+import tokenizers
+import torch
+from yacs.config import CfgNode
+
+from generations.errors import UserError
+from generations.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+_LIBRARIES = (faiss, h5py, np, PIL, tokenizers, torch)
+
+
+def note(cfg: CfgNode, step: str, **facts: Any) -> None:
+    """Put what a step did into the manifest, in place of what it did before.
+
+    Args:
+        cfg: says where the data is.
+        step: of `prepare.py`.
+        facts: what is worth knowing; anything that JSON can hold.
+
+    Raises:
+        UserError: the file there is not a manifest.
+    """
+    path = Path(cfg.data_dir) / MANIFEST
+    manifest = read_json(path, "manifest") if path.exists() else {}
+    if not isinstance(manifest, dict):
+        raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
+    manifest["libraries"] = {module.__name__: module.__version__ for module in _LIBRARIES}
+    manifest[step] = facts
+    write_json(path, manifest)
