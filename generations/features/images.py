@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
@@ -130,9 +131,24 @@ def load_images(
         _ImageFiles(paths, size),
         batch_size=batch_size,
         num_workers=num_workers if len(paths) > batch_size else 0,
-        collate_fn=list,
+        collate_fn=_pack,
     )
-    yield from loader
+    for pixels, errors in loader:
+        good = iter(pixels.numpy())
+        yield [next(good) if error is None else error for error in errors]
+
+
+def _pack(
+    pictures: list[np.ndarray | UserError],
+) -> tuple[torch.Tensor, list[UserError | None]]:
+    """The pictures that could be read as one tensor, which goes through shared memory.
+
+    Arrays would go through a pipe, and if this process is killed, a worker that is writing into a
+    full pipe would never end.
+    """
+    good = [picture for picture in pictures if isinstance(picture, np.ndarray)]
+    errors = [picture if isinstance(picture, UserError) else None for picture in pictures]
+    return torch.from_numpy(np.array(good, np.uint8)), errors
 
 
 class _ImageFiles(Dataset[np.ndarray | UserError]):
