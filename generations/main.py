@@ -16,11 +16,11 @@ from yacs.config import CfgNode
 from generations import cli, runtime
 from generations.checkpoint import load_weights
 from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
-from generations.errors import UserError
 from generations.files import write_text
-from generations.modeling import build_model
-from generations.objectives import TASKS, TaskContext, TaskStep
+from generations.modeling import UnifiedTransformer, build_model
+from generations.objectives import TaskContext, TaskStep
 from generations.pipelines import assembly
+from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.training.checkpoint import resume, save_checkpoint
 from generations.training.loop import LoopSettings, TrainingState, train
@@ -41,10 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train_run(cfg: CfgNode, here: runtime.Runtime) -> None:
     """Train as the configuration says, from where it says."""
     folder = assembly.run_folder(cfg)
-    unknown = [task for task in cfg.iteration_tasks if task not in TASKS]
-    if unknown:
-        raise UserError(f"iteration_tasks: {', '.join(unknown)} is not in this version")
     dataset = _dataset(cfg)
+    sequence = sequence_settings(cfg, dataset.references, folder, here)
     runtime.seed_everything(cfg.seed, 0)  # all ranks start from the same weights
     model = build_model(cfg).to(here.device)
     state = _state(cfg, model, here)
@@ -63,6 +61,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime) -> None:
             cfg.label_smoothing,
             cfg.label_smoothing_classes or None,
             bool(cfg.visual_mask_per_sample),
+            sequence,
         )
 
     def save(state: TrainingState) -> None:
@@ -115,7 +114,7 @@ def _loader(
     )
 
 
-def _state(cfg: CfgNode, model: torch.nn.Module, here: runtime.Runtime) -> TrainingState:
+def _state(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> TrainingState:
     """Model, optimiser and schedule, loaded from the run's starting point."""
     solver = SolverSettings(
         **{name: value for name, value in cfg.solver.items()},

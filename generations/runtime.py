@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Runtime:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Context of a forward pass."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()

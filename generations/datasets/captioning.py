@@ -119,6 +119,11 @@ class CaptioningDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def references(self) -> np.ndarray:
+        """All captions of all images: (images, R, C) ids, PAD-filled."""
+        return self._references
+
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         record, references = self._records[index], self._references[index]

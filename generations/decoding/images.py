@@ -65,7 +65,9 @@ def painting_steps(
     cluster_ids = torch.zeros_like(masked, dtype=torch.long)
     for step in range(steps):
         inputs = (model, text, text_mask, cluster_ids, masked)
-        logits = checkpoint(predict, *inputs, use_reentrant=False) if recompute else predict(*inputs)
+        logits = (
+            checkpoint(predict, *inputs, use_reentrant=False) if recompute else predict(*inputs)
+        )
         certainty, predicted = logits.detach().softmax(-1).max(-1)  # (B, N)
         cluster_ids = torch.where(masked, predicted, cluster_ids)
         yield PaintingStep(logits, masked, cluster_ids)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from generations.errors import UserError
 from generations.image_generator.generator import (
@@ -21,6 +20,7 @@ from generations.image_generator.generator import (
     spread_bottleneck,
 )
 from generations.image_generator.trainer import GeneratorTrainer, TrainSettings
+from generations.progress import progress_bar
 
 SHOWN, MEASURED = 8, 500  # pictures in a sample; pictures that a report measures
 
@@ -112,7 +112,7 @@ def train_generator(
         spread_bottleneck(generator, codebook.to(device), settings.bottleneck_std)
 
     total = settings.train_steps
-    with tqdm(total=total, initial=trainer.steps, desc="image generator", unit="step") as bar:
+    with progress_bar(total, "image generator", "step", trainer.steps) as bar:
         while trainer.steps < total:
             chosen = batch_indices(len(data.cluster_ids), settings.batch_size, seed, trainer.steps)
             logs = trainer.step(*_fetch(data, chosen, device))

@@ -8,7 +8,7 @@ which is why some modules are called `self`, `att` or `visn_fc`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -98,9 +98,9 @@ class UnifiedTransformer(nn.Module):
             text logits (B, N+S, V) and image logits (B, N+S, K).
         """
         vision = self.encode_vision(features, cluster_ids, visual_mask)  # (B, N, H)
-        text_mask = self.visible(text_ids, text_mask)
-        text = self.encode_text(text_ids, text_mask)  # (B, S, H)
-        vision, text = self.fuse(vision, text, text_mask)
+        seen = self.visible(text_ids, text_mask)
+        text = self.encode_text(text_ids, seen)  # (B, S, H)
+        vision, text = self.fuse(vision, text, seen)
         states = torch.cat([vision, text], 1)  # (B, N+S, H)
         return self.text_logits(states), self.image_logits(states)
 
@@ -117,12 +117,11 @@ class UnifiedTransformer(nn.Module):
         """The visual stream after its own layers: (B, N, H). It does not depend on the text."""
         if (features is None) == (cluster_ids is None):
             raise ValueError("give either dense features or cluster ids")
-        if features is None:
-            features = self.cluster_codebook(cluster_ids)  # (B, N, D)
+        content = self.cluster_codebook(cluster_ids) if features is None else features  # (B, N, D)
         if visual_mask is not None:
             # BEFORE the embedding: a masked token keeps its box and loses its content
-            features = torch.where(visual_mask[..., None] > 0, self.mask_feat, features)
-        states = self.encoder.visn_fc(features, self.boxes)  # (B, N, H)
+            content = torch.where(visual_mask[..., None] > 0, self.mask_feat, content)
+        states = self.encoder.visn_fc(content, self.boxes)  # (B, N, H)
         for layer in self.encoder.r_layers:
             states = layer(states)
         return states
@@ -162,7 +161,7 @@ class UnifiedTransformer(nn.Module):
             entered the last layer.
         """
         bias = key_bias(text_mask, text.dtype)
-        *layers, last = self.encoder.x_layers
+        *layers, last = cast(list[CrossLayer], list(self.encoder.x_layers))
         for layer in layers:
             vision, text = layer.see(vision, text, bias), layer.tell(vision, text, bias)
         seen = vision if read == "text" else last.see(vision, text, bias)
@@ -363,7 +362,7 @@ class Pooler(nn.Module):
 class TextHeads(nn.Module):
     """The word predictions, and LXMERT's matching head (kept for the checkpoint, never read)."""
 
-    def __init__(self, size: ModelSize, word_embeddings: nn.Parameter):
+    def __init__(self, size: ModelSize, word_embeddings: Tensor):
         super().__init__()
         self.predictions = TextHead(size, word_embeddings)
         self.seq_relationship = nn.Linear(size.hidden_size, 2)
@@ -372,12 +371,13 @@ class TextHeads(nn.Module):
 class TextHead(nn.Module):
     """Transform, then a decoder tied to the word embeddings, plus a bias: (..., H) -> (..., V)."""
 
-    def __init__(self, size: ModelSize, word_embeddings: nn.Parameter):
+    def __init__(self, size: ModelSize, word_embeddings: Tensor):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size.vocab_size))
         self.transform = Transform(size)
         # on "meta": the tied weight replaces this one, so it is never filled
         self.decoder = nn.Linear(size.hidden_size, size.vocab_size, bias=False, device="meta")
+        assert isinstance(word_embeddings, nn.Parameter)
         self.decoder.weight = word_embeddings
 
     def forward(self, states: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ def paint_softly(
     """
     kept: Tensor | None = None
     for step in painting_steps(model, text_ids, steps, recompute):
-        kept = step.logits if kept is None else torch.where(step.masked[..., None], step.logits, kept)
+        kept = (
+            step.logits if kept is None else torch.where(step.masked[..., None], step.logits, kept)
+        )
     assert kept is not None
     return F.gumbel_softmax(kept, tau=1.0, dim=-1) @ model.cluster_codebook.weight
 

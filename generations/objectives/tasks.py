@@ -112,7 +112,7 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
 def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
     """Stage 2, image -> text: self-critical training on CIDEr-D.
 
-    Source: SPEC 8, paper section 3.5; Rennie et al. 2017. With the leave-one-out baseline: Luo 2020.
+    Source: SPEC 8, paper section 3.5; Rennie et al. 2017; Luo 2020 (leave-one-out baseline).
     """
     settings = context.sequence
     visual = visual_input(batch, context.levels.captioning)

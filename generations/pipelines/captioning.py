@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from torch import Tensor
-from tqdm import tqdm
 
 from generations.datasets import CaptionTokenizer
 from generations.decoding import caption_tokens
 from generations.modeling import UnifiedTransformer
+from generations.progress import progress_bar
 from generations.runtime import Runtime, gather_lists
 
 
@@ -55,10 +55,7 @@ def write_captions(
         One entry per image, sorted by image id; the same list on every process.
     """
     written: list[WrittenCaption] = []
-    bar = tqdm(
-        total=total, desc="captions", unit="image", disable=None if runtime.is_main else True
-    )
-    with bar:
+    with progress_bar(total, "captions", "image", hidden=not runtime.is_main) as bar:
         for image_ids, inputs in batches:
             inputs = {name: tensor.to(runtime.device) for name, tensor in inputs.items()}
             with runtime.autocast():

@@ -89,7 +89,10 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
             held_out=held_out,
             hooks=Hooks(log=log, show=show),
         )
-    facts = {"steps": settings.train_steps, "seconds": round(time.monotonic() - started)}
+    facts: dict[str, float] = {
+        "steps": settings.train_steps,
+        "seconds": round(time.monotonic() - started),
+    }
     if held_out is not None:
         codebook = torch.as_tensor(centroids, device=runtime.device)
         measured = measure_reconstruction(generator, codebook, held_out)

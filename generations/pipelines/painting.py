@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from generations.datasets import CaptionTokenizer
 from generations.decoding import image_tokens
 from generations.files import atomic_path, write_json
 from generations.modeling import UnifiedTransformer
+from generations.progress import progress_bar
 from generations.runtime import Runtime, gather_lists, wait_for_all
 
 NAME_BYTES = 200  # of a file name, which most file systems end at 255
@@ -110,13 +110,7 @@ def paint_captions(
     folder.mkdir(parents=True, exist_ok=True)
     numbered = list(enumerate(requests, 1))[runtime.rank :: runtime.world_size]
     items: list[tuple[int, dict[str, Any]]] = []
-    bar = tqdm(
-        total=len(numbered),
-        desc="painting",
-        unit="image",
-        disable=None if runtime.is_main else True,
-    )
-    with bar:
+    with progress_bar(len(numbered), "painting", "image", hidden=not runtime.is_main) as bar:
         for start in range(0, len(numbered), settings.batch_size):
             part = numbered[start : start + settings.batch_size]
             ids = [

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from generations import runtime
@@ -41,6 +40,7 @@ from generations.features import (
 from generations.files import atomic_path, read_json
 from generations.pipelines.generator import train_image_generator
 from generations.pipelines.manifest import note
+from generations.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _unreadable(cfg: CfgNode, files: Sequence[Path]) -> list[str]:
     """For each image file what is wrong with it, or ''."""
     problems: list[str] = []
     batches = load_images(files, cfg.grid_size, cfg.features.batch_size, cfg.num_workers)
-    with tqdm(total=len(files), desc="checking images", unit="image") as bar:
+    with progress_bar(len(files), "checking images", "image") as bar:
         for batch in batches:
             problems += [str(image) if isinstance(image, UserError) else "" for image in batch]
             bar.update(len(batch))
@@ -170,7 +170,7 @@ def _extract(
         [images[name] for name in missing],
         *(extractor.image_size, cfg.features.batch_size, cfg.num_workers),
     )
-    with tqdm(total=len(images), initial=done, desc=writer.path.name, unit="image") as bar:
+    with progress_bar(len(images), writer.path.name, "image", done) as bar:
         for batch in batches:
             for picture in batch:
                 if isinstance(picture, UserError):
@@ -259,11 +259,13 @@ def _assign_all(
     """{image name: (N,) int32 cluster ids} of all images of a store."""
     found: dict[str, np.ndarray] = {}
     names = list(store.names())
-    for start in tqdm(range(0, len(names), batch_size), desc="cluster ids", unit="batch"):
-        part = names[start : start + batch_size]
-        features = np.stack([store.read(name) for name in part])  # (B, N, D)
-        ids = assign(features.reshape(-1, features.shape[2])).reshape(len(part), -1)
-        found.update(zip(part, ids.astype(np.int32), strict=True))
+    with progress_bar(len(names), "cluster ids", "image") as bar:
+        for start in range(0, len(names), batch_size):
+            part = names[start : start + batch_size]
+            features = np.stack([store.read(name) for name in part])  # (B, N, D)
+            ids = assign(features.reshape(-1, features.shape[2])).reshape(len(part), -1)
+            found.update(zip(part, ids.astype(np.int32), strict=True))
+            bar.update(len(part))
     return found
 
 

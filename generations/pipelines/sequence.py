@@ -1,19 +1,15 @@
-"""What stage 2 needs beside the model: reward table, image generator and CLIP."""
+"""What stage 2 needs beside the model."""
 
 import hashlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from yacs.config import CfgNode
 
-from generations.clip import load_clip
+from generations.errors import UserError
 from generations.objectives import SequenceSettings
-from generations.pipelines import assembly
 from generations.rewards import DocumentFrequency, build_document_frequency
-from generations.rewards.clip_score import clip_score
 from generations.runtime import Runtime, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -29,10 +25,14 @@ def sequence_settings(
         references: (images, R, C) ids of the training captions, for the corpus table.
         folder: where that table is kept.
         runtime: where to run.
+
+    Raises:
+        UserError: the CLIP loss is asked for.
     """
-    score_pictures = None
     if "rl_t2i" in cfg.iteration_tasks and cfg.use_clip_score:
-        score_pictures = picture_scorer(cfg, runtime)
+        raise UserError(
+            "the CLIP loss of rl_t2i is not in this version: set use_clip_score 0 mse_loss 1"
+        )
     table = None
     if "rl_i2t" in cfg.iteration_tasks and cfg.reward.document_frequency == "corpus":
         table = _corpus_table(references, folder, runtime)
@@ -42,22 +42,8 @@ def sequence_settings(
         baseline=cfg.reward.baseline,
         samples=cfg.reward.samples,
         document_frequency=table,
-        score_pictures=score_pictures,
         mse_weight=cfg.mse_loss,
     )
-
-
-def picture_scorer(cfg: CfgNode, runtime: Runtime) -> Callable[[Tensor, list[str]], Tensor]:
-    """A function of soft features (B, N, D) and captions -> CLIPScore (B,) of the pictures."""
-    generator = assembly.load_image_generator(cfg, runtime)
-    clip = load_clip(cfg.clip.model, cfg.clip.weights, runtime.device)
-
-    def score(features: Tensor, captions: list[str]) -> Tensor:
-        grid = features.transpose(1, 2).unflatten(2, (cfg.grid_size, cfg.grid_size))
-        pixels = (generator(grid) + 1) / 2  # (B, 3, S, S) in [0, 1]
-        return clip_score(clip, pixels, captions)
-
-    return score
 
 
 def _corpus_table(references: np.ndarray, folder: Path, runtime: Runtime) -> DocumentFrequency:

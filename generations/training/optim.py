@@ -108,9 +108,10 @@ class AdamWTransformers(Optimizer):
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
+            beta1, beta2 = group["betas"]
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
                     continue
                 state = self.state[parameter]
                 if not state:
@@ -118,22 +119,9 @@ class AdamWTransformers(Optimizer):
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
-                by_step.setdefault(state["step"], []).append(parameter)
-            for step, parameters in by_step.items():
-                self._update(parameters, step, group)
-
-    def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        gradients = [parameter.grad for parameter in parameters]
-        first = [self.state[parameter]["exp_avg"] for parameter in parameters]
-        second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
-        torch._foreach_mul_(first, beta1)
-        torch._foreach_add_(first, gradients, alpha=1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        denominators = torch._foreach_sqrt(second)
-        torch._foreach_add_(denominators, group["eps"])
-        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        torch._foreach_addcdiv_(parameters, first, denominators, -rate)
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                first, second, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                first.lerp_(gradient, 1 - beta1)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+                parameter.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-rate)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])

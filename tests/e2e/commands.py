@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def SMALL(data: Path, models: Path | None = None) -> tuple[str, ...]:  # noqa: N802
+def SMALL(data: Path, models: Path | None = None) -> tuple[str, ...]:
     """The mini config, smaller still."""
     config = str(ROOT / "configs" / "mini" / "stage1.yaml")
     return (

@@ -40,7 +40,13 @@ def shell(folder: Path, command: str) -> None:
     # the copy, and not the checkout that is installed
     environment["PYTHONPATH"] = str(folder)
     done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        command,
+        shell=True,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
 

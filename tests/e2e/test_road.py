@@ -100,6 +100,22 @@ def test_one_level_ablations_train_caption_and_paint(world, tmp_path, flags):
     assert len(json.loads((tmp_path / "b" / "captions_test_0000002.json").read_text())) == 2
 
 
+def test_stage_2_starts_from_a_checkpoint_of_stage_1(world, trained, tmp_path):
+    common = (*SMALL(world, tmp_path), "exp_id", "s", "test_interval", "0", "text_length", "16")
+    start = ("load_model_only", "1", "model_path", str(trained / "a" / "model_0000006.pth"))
+    tasks = ("iteration_tasks", "['rl_i2t','rl_t2i','xe_t2i']")
+    constant = ("scheduler.method", "ConstantLRSchedule", "solver.lr", "1e-4")
+    losses = ("mse_loss", "1", "use_clip_score", "0")
+    reward = ("reward.baseline", "leave_one_out", "reward.samples", "2")
+    corpus = ("reward.document_frequency", "corpus")
+    run("main.py", *common, *start, *tasks, *constant, *losses)
+    assert (tmp_path / "s" / "model_0000006.pth").exists()
+    more = ("scheduler.max_steps", "7", *reward, *corpus)
+    assert "resuming" in run("main.py", *common, *start, *tasks, *constant, *losses, *more)
+    assert list((tmp_path / "s").glob("document_frequency_*.npz"))
+    assert "use_clip_score 0" in fails("main.py", *common, *tasks, "exp_id", "t")
+
+
 def test_two_processes_train_one_model(world, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611")
     common = (*SMALL(world, tmp_path), "exp_id", "c", "scheduler.max_steps", "4")

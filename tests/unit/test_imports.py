@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "generations"
-EVERYWHERE = {"batch", "errors", "files", "vocabulary", ""}
+EVERYWHERE = {"batch", "errors", "files", "progress", "vocabulary", ""}
 LEVELS = {
     1: {"modeling", "checkpoint", "image_generator", "datasets", "features", "metrics", "runtime"},
     2: {"decoding", "rewards", "objectives"},
@@ -22,7 +22,13 @@ BESIDE = {
     ("checkpoint", "modeling"),  # save_pretrained and from_pretrained build the model
     ("checkpoint", "config"),
 }
-READS_CONFIG = {"config", "checkpoint", "modeling", "image_generator"}  # builders take a CfgNode
+READS_CONFIG = {
+    "config",
+    "checkpoint",
+    "features",
+    "modeling",
+    "image_generator",
+}  # builders take a CfgNode
 
 
 def imports(path: Path) -> set[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from generations.datasets.mini_world.captions import (
     CAPTIONS,
@@ -20,6 +19,7 @@ from generations.datasets.mini_world.render import render
 from generations.datasets.mini_world.scenes import Layout, Scene, Thing, layout, sample_scene
 from generations.errors import UserError
 from generations.files import write_json, write_text
+from generations.progress import progress_bar
 
 __all__ = [
     "CAPTIONS",
@@ -119,11 +119,13 @@ def write_world(
     entries = []
     jobs = [(split, index) for split, size in sizes.items() for index in range(size)]
     with tempfile.TemporaryDirectory(prefix=".mini-world-", dir=folder) as draft:
-        for number, (split, index) in enumerate(tqdm(jobs, desc="mini world", unit="image"), 1):
-            _, picture, captions = make_sample(seed, split, index)
-            name = f"mini_{split}_{number:012d}.png"
-            picture.save(Path(draft) / name)
-            entries.append(_entry(name, number, split, captions))
+        with progress_bar(len(jobs), "mini world", "image") as bar:
+            for number, (split, index) in enumerate(jobs, 1):
+                _, picture, captions = make_sample(seed, split, index)
+                name = f"mini_{split}_{number:012d}.png"
+                picture.save(Path(draft) / name)
+                entries.append(_entry(name, number, split, captions))
+                bar.update()
         for entry in entries:
             (Path(draft) / entry["filename"]).replace(images / entry["filename"])
     path = Path(folder) / "dataset_mini.json"

@@ -3,7 +3,8 @@
 Where everything is follows from the scene alone; the random source only adds a jitter far below
 one cell. Things fill whole cells of a 4 x 4 grid (small 1, big 2 x 2), and never overlap, so
 that a few hundred different cells make up every picture. Lengths are in units of 1/64 of the
-picture's width; a layout's are 8 units. The picture is drawn four times too large and averaged down, which smooths the edges.
+picture's width; a layout's are 8 units. The picture is drawn four times too
+large and averaged down, which smooths the edges.
 """
 
 from collections.abc import Callable
