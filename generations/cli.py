@@ -1,5 +1,6 @@
 """What the command-line entries share: arguments, logging, and errors as one line."""
 
+import itertools
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from yacs.config import CfgNode
 
-from generations.config import load_config
+from generations.config import known_keys, load_config
 from generations.errors import UserError
 
 FAILED = 2  # exit status after a UserError
@@ -44,8 +45,31 @@ def parse(
     parser.add_argument(
         "overrides", nargs="*", metavar="key value", help="configuration, such as: seed 7"
     )
-    arguments = parser.parse_intermixed_args(argv)
-    return arguments, load_config(arguments.config, arguments.overrides)
+    pairs, rest = take_overrides(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_intermixed_args(rest)
+    return arguments, load_config(arguments.config, [*pairs, *arguments.overrides])
+
+
+def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take the `key value` pairs of known keys out of a command line.
+
+    They may stand anywhere, also behind an option that takes several values (`--image FILE ...`).
+    A word that directly follows an option is its value, even if it is also the name of a key.
+
+    Returns:
+        the pairs, flat, and the rest; what is in the rest and no option is a pair with a mistake.
+    """
+    keys = known_keys()
+    pairs: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        is_value = bool(rest) and rest[-1].startswith("--") and "=" not in rest[-1]
+        if word in keys and not is_value:
+            pairs += [word, *itertools.islice(words, 1)]
+        else:
+            rest.append(word)
+    return pairs, rest
 
 
 def run(main: Callable[[], None]) -> None:

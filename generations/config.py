@@ -203,6 +203,11 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     return cfg
 
 
+def known_keys() -> set[str]:
+    """Every key that can be set, nested ones with dots."""
+    return set(_keys(default_config()))
+
+
 def checkout_root() -> Path:
     """The folder that holds the package: the checkout of an editable install."""
     return Path(__file__).resolve().parents[1]
