@@ -8,6 +8,7 @@ from typing import Any
 
 from generations.datasets import ImageRecord
 from generations.errors import UserError
+from generations.features import find_images
 from generations.files import read_json
 
 NAME = re.compile(r"(?P<group>.+?)(?:_(?P<iteration>\d+))?")  # captions_test_0000200
@@ -65,21 +66,21 @@ class RealImages:
 
     Args:
         records: the captioned images; may be empty.
-        folder: that their paths start from; None if unknown.
+        folder: of the images; None if unknown.
     """
 
     def __init__(self, records: Iterable[ImageRecord], folder: Path | None):
         self._records = {record.image_id: record for record in records}
         self._ids = {record.name: record.image_id for record in self._records.values()}
-        self._folder = folder
+        self._files: dict[int, Path | None] = {}
+        if folder is not None and folder.is_dir():
+            # a dataset's images may lie in other folders than its captions file says
+            files = find_images(folder, [record.path for record in self._records.values()])
+            self._files = dict(zip(self._records, files, strict=True))
 
     def path(self, image_id: int | None = None, name: str | None = None) -> Path | None:
         """File of an image given by its id or its name; None if there is none."""
-        record = self._records.get(self._ids.get(name or "", -1) if image_id is None else image_id)
-        if record is None or self._folder is None:
-            return None
-        path = self._folder / record.path
-        return path if path.is_file() else None
+        return self._files.get(self._ids.get(name or "", -1) if image_id is None else image_id)
 
     def captions(self, image_id: int) -> tuple[str, ...]:
         """What people wrote of it."""
