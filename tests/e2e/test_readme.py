@@ -27,7 +27,7 @@ def checkout(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("generations", "configs", "scripts", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    sizes = "--sizes 60 12 12 --config configs/mini/stage1.yaml"
+    sizes = "--sizes 400 20 20 --config configs/mini/stage1.yaml"
     shell(copy, f"python generations/prepare.py mini-world {sizes}")
     settings = "--config configs/mini/stage1.yaml generator.train_steps 5"
     shell(copy, f"python generations/prepare.py all {settings}")
