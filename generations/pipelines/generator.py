@@ -17,11 +17,8 @@ from generations.datasets import (
     ImageRecord,
     load_centroids,
     open_cluster_store,
-    read_karpathy,
-    report_problems,
-    select_splits,
 )
-from generations.features import find_images, load_image
+from generations.features import load_image
 from generations.image_generator import (
     Hooks,
     PictureData,
@@ -30,6 +27,7 @@ from generations.image_generator import (
     train_generator,
     training_settings,
 )
+from generations.pipelines.sources import image_files
 from generations.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -65,9 +63,9 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     centroids = load_centroids(
         cfg.grid_cluster_centroids_path, cfg.grid_cluster_num, cfg.grid_feat_dim
     )
-    records = read_karpathy(cfg.dataset_coco)
-    train = _pictures(cfg, select_splits(records, "train"))
-    others = select_splits(records, "val")[:HELD_OUT]
+    images = image_files(cfg)
+    train = _pictures(cfg, [pair for pair in images if pair[0].split == "train"])
+    others = [pair for pair in images if pair[0].split == "val"][:HELD_OUT]
     held_out = _pictures(cfg, others) if others else None
     started = time.monotonic()
     with SummaryWriter(str(Path(cfg.data_dir) / "generator_logs")) as writer:
@@ -104,21 +102,12 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     return facts
 
 
-def _pictures(cfg: CfgNode, records: Sequence[ImageRecord]) -> PictureData:
-    """The images of some records and their cluster ids."""
-    files = find_images(cfg.images_dir, [record.path for record in records])
-    lost = [record.path for record, file in zip(records, files, strict=True) if file is None]
-    report_problems(
-        f"images_dir {cfg.images_dir}: missing images",
-        lost,
-        False,
-        "add them, or run the step captions again",
-    )
+def _pictures(cfg: CfgNode, images: Sequence[tuple[ImageRecord, Path]]) -> PictureData:
+    """Some images and their cluster ids."""
     store = open_cluster_store(
         (cfg.grid_cluster_id_path_train, cfg.grid_cluster_id_path_valid),
         cfg.grid_size,
         cfg.grid_cluster_num,
     )
-    ids = np.stack([store.read(record.name) for record in records]).astype(np.int64)
-    paths = [file for file in files if file is not None]
-    return PictureData(ids, PictureFiles(paths, cfg.generator.image_size))
+    ids = np.stack([store.read(record.name) for record, _ in images]).astype(np.int64)
+    return PictureData(ids, PictureFiles([file for _, file in images], cfg.generator.image_size))

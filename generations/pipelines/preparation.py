@@ -18,10 +18,8 @@ from generations import runtime
 from generations.datasets import (
     FeatureStore,
     FeatureWriter,
-    ImageRecord,
     open_feature_store,
     read_captions,
-    read_karpathy,
     report_problems,
     write_array_pickle,
     write_karpathy,
@@ -40,6 +38,7 @@ from generations.features import (
 from generations.files import atomic_path, read_json
 from generations.pipelines.generator import train_image_generator
 from generations.pipelines.manifest import note
+from generations.pipelines.sources import image_files
 from generations.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -138,7 +137,7 @@ def prepare_features(cfg: CfgNode) -> None:
     same.
     """
     extractor = build_extractor(extractor_settings(cfg))
-    found = _image_files(cfg)
+    found = image_files(cfg)
     train = {record.name: file for record, file in found if record.split == "train"}
     valid = {record.name: file for record, file in found if record.split != "train"}
     jobs = []  # made before the work starts, so that what is wrong with one shows at once
@@ -185,27 +184,6 @@ def _extract(
             bar.update(len(batch))
     writer.finish()
     logger.info("features: %d images in %s", len(images), writer.path)
-
-
-def _image_files(cfg: CfgNode) -> list[tuple[ImageRecord, Path]]:
-    """The images of dataset_coco and their files.
-
-    Raises:
-        UserError: an image has no file.
-    """
-    if not cfg.images_dir:
-        raise UserError("images_dir is empty: give the folder of the images of dataset_coco")
-    records = read_karpathy(cfg.dataset_coco)
-    files = find_images(cfg.images_dir, [record.path for record in records])
-    lost = [record.path for record, file in zip(records, files, strict=True) if file is None]
-    report_problems(
-        f"images_dir {cfg.images_dir}: missing images",
-        lost,
-        False,
-        "add them, or run the step captions again",
-    )
-    pairs = zip(records, files, strict=True)
-    return [(record, file) for record, file in pairs if file is not None]
 
 
 def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
