@@ -89,10 +89,11 @@ def test_raw_images_are_captioned(world, trained, tmp_path):
     [
         ("use_mix_feature", "0", "use_grid_cluster", "0"),
         ("use_mix_feature", "0", "use_grid_feat", "0"),
+        ("xlxmert_zeroshot", "1"),
     ],
-    ids=["dense", "discrete"],
+    ids=["dense", "discrete", "zeroshot"],
 )
-def test_one_level_ablations_train_caption_and_paint(world, tmp_path, flags):
+def test_ablations_train_caption_and_paint(world, tmp_path, flags):
     common = (*SMALL(world, tmp_path), "exp_id", "b", "test_interval", "0", *flags)
     run("main.py", *common, "scheduler.max_steps", "2")
     run("inference.py", *common, "test_num", "2")
