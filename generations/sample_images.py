@@ -53,7 +53,7 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
         assembly.open_tokenizer(cfg),
         found,
         folder,
-        PaintingSettings(cfg.text_length, arguments.steps, cfg.samples_per_gpu),
+        PaintingSettings(cfg.text_length, arguments.steps, cfg.samples_per_gpu, cfg.seed),
         here,
         {"checkpoint": start.path, "iteration": start.iteration, "steps": arguments.steps},
     )

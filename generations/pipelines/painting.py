@@ -16,7 +16,7 @@ from generations.decoding import image_tokens
 from generations.files import atomic_path, write_json
 from generations.modeling import UnifiedTransformer
 from generations.progress import progress_bar
-from generations.runtime import Runtime, gather_lists, wait_for_all
+from generations.runtime import Runtime, derive_seed, gather_lists, wait_for_all
 
 NAME_BYTES = 200  # of a file name, which most file systems end at 255
 
@@ -38,11 +38,13 @@ class PaintingSettings:
         text_length: L; longer captions are cropped.
         steps: of mask-predict.
         batch_size: captions at once on each process.
+        seed: of the image generator's noise, if that is on.
     """
 
     text_length: int = 17
     steps: int = 4
     batch_size: int = 32
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -51,6 +53,7 @@ def paint(
     generator: nn.Module,
     text_ids: Tensor,
     steps: int = 4,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Paint captions.
 
@@ -59,6 +62,7 @@ def paint(
         generator: grid features (B, D, G, G) -> pixels (B, 3, S, S) in [-1, 1].
         text_ids: (B, T) as of `CaptionTokenizer.encode_for_painting`.
         steps: of mask-predict.
+        seed: of the image generator's noise, if that is on.
 
     Returns:
         pixels (B, S, S, 3) uint8 and cluster ids (B, N), both on the CPU.
@@ -66,15 +70,16 @@ def paint(
     Source: SPEC 7.
     """
     cluster_ids = image_tokens(model, text_ids, steps)  # (B, N)
-    pixels = decode_pixels(generator, model.cluster_codebook(cluster_ids))
+    pixels = decode_pixels(generator, model.cluster_codebook(cluster_ids), seed)
     return pixels.cpu(), cluster_ids.cpu()
 
 
-def decode_pixels(generator: nn.Module, features: Tensor) -> Tensor:
-    """Grid features (B, N, D) -> pixels (B, S, S, 3) uint8."""
+def decode_pixels(generator: nn.Module, features: Tensor, seed: int = 0) -> Tensor:
+    """Grid features (B, N, D) -> pixels (B, S, S, 3) uint8; `seed` is of the noise, if it is on."""
+    rng = torch.Generator(features.device).manual_seed(seed)
     side = round(features.shape[1] ** 0.5)
     grid = features.transpose(1, 2).unflatten(2, (side, side))  # (B, D, G, G)
-    pixels = (generator(grid).float() + 1) / 2  # (B, 3, S, S) in [0, 1]
+    pixels = (generator(grid, rng=rng).float() + 1) / 2  # (B, 3, S, S) in [0, 1]
     return pixels.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -119,7 +124,11 @@ def paint_captions(
             ]
             with runtime.autocast():
                 pixels, clusters = paint(
-                    model, generator, torch.tensor(ids, device=runtime.device), settings.steps
+                    model,
+                    generator,
+                    torch.tensor(ids, device=runtime.device),
+                    settings.steps,
+                    derive_seed(settings.seed, part[0][0]),  # other noise in every batch
                 )
             for (number, request), picture, cells in zip(part, pixels, clusters, strict=True):
                 name = picture_name(number, request.caption)

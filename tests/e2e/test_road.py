@@ -76,6 +76,16 @@ def test_typed_captions_are_painted_whatever_they_hold(world, trained, tmp_path)
     assert len(items) == 3 and "\U0001f600" in items[0]["caption"]
 
 
+def test_noise_is_drawn_from_the_seed(world, trained, tmp_path):
+    pictures = []
+    for name in ("first", "second"):
+        out = tmp_path / name
+        arguments = ("--caption", "a cat", "--out", str(out), "generator.noise", "1", "seed", "1")
+        run("sample_images.py", *SMALL(world, trained), "exp_id", "a", *arguments)
+        pictures.append((out / "img1.a cat.png").read_bytes())
+    assert pictures[0] == pictures[1]
+
+
 def test_raw_images_are_captioned(world, trained, tmp_path):
     Image.new("L", (300, 40)).save(tmp_path / "gray.jpg")
     picture = next((world / "images").glob("mini_test_*.png"))
