@@ -11,7 +11,7 @@ LEVELS = {
     3: {"training"},
     4: {"cli", "pipelines", "reporting", "main", "inference", "sample_images", "evaluate"},
 }
-LEVELS[1] |= {"config"}
+LEVELS[1] |= {"config", "clip"}
 LEVELS[4] |= {"prepare", "report", "convert_checkpoint"}
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # what a room of level 1 or 2 may see of its own level, and why

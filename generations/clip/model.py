@@ -1,0 +1,158 @@
+"""A frozen CLIP behind two methods: captions to vectors, pixels to vectors with a gradient.
+
+Shape legend: B batch, E embedding size, S image side, T context length.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import open_clip
+import torch
+import torchvision.transforms.functional as vision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+
+PROMPT = "A photo depicts "  # SPEC 8
+PREPROCESS = {  # open_clip's defaults
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+PAD, UNKNOWN = 0, 1  # ids of SmallTokenizer; the tokens it keeps follow
+
+
+class SmallTokenizer:
+    """open_clip's byte-pair tokenizer with the few tokens that a small world needs.
+
+    Args:
+        token_ids: the tokens to keep, as ids of open_clip's tokenizer, ascending.
+        context_length: T.
+
+    Raises:
+        ValueError: the ids are not ascending.
+    """
+
+    def __init__(self, token_ids: Sequence[int], context_length: int):
+        if sorted(set(token_ids)) != list(token_ids):
+            raise ValueError("token_ids must ascend")
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
+        # Kept tokens stay in order, so that the end token still has the highest id: CLIP finds the
+        # end of a caption by it.
+        self._table = torch.full((self._tokenizer.vocab_size,), UNKNOWN)
+        self._table[torch.tensor(list(token_ids))] = UNKNOWN + 1 + torch.arange(len(token_ids))
+        self._table[0] = PAD
+        self.vocab_size = UNKNOWN + 1 + len(token_ids)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, T) ids; what is too long is cropped."""
+        return self._table[self._tokenizer(list(texts))]
+
+
+def used_tokens(texts: Sequence[str]) -> list[int]:
+    """The tokens that texts consist of, start and end included: `token_ids` of a SmallTokenizer."""
+    tokenizer = open_clip.SimpleTokenizer()
+    used = {tokenizer.sot_token_id, tokenizer.eot_token_id}
+    for text in texts:
+        used.update(tokenizer.encode(text))
+    return sorted(used - {0})
+
+
+class ClipModel(nn.Module):
+    """A frozen CLIP, always in eval mode.
+
+    Args:
+        network: open_clip's model.
+        tokenize: texts -> (B, T) token ids.
+        config: {"model_cfg", "preprocess_cfg"} and perhaps "token_ids"; kept for `save_clip`.
+
+    Attributes:
+        size: (height, width) in pixels that the network looks at.
+        config: as given.
+
+    Raises:
+        ValueError: preprocessing that is not supported here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, tokenize: Callable[[list[str]], Tensor], config: dict[str, Any]
+    ):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.config = config
+        self._tokenize = tokenize
+        wanted = PREPROCESS | config.get("preprocess_cfg", {})
+        size = cast(Any, network).visual.image_size
+        self.size: tuple[int, int] = tuple(size) if isinstance(size, Sequence) else (size, size)
+        self._squash = wanted["resize_mode"] == "squash"
+        square = self.size[0] == self.size[1]
+        if not self._squash and not (wanted["resize_mode"] == "shortest" and square):
+            raise ValueError(
+                f"resize_mode {wanted['resize_mode']!r} to {self.size} is unknown here"
+            )
+        self._interpolation = InterpolationMode(wanted["interpolation"])
+        for name in ("mean", "std"):
+            values = torch.tensor(wanted[name], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def train(self, mode: bool = True) -> "ClipModel":
+        """Stay in eval mode, whatever module this one belongs to."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str], prompt: str = "") -> Tensor:
+        """Captions to unit vectors.
+
+        Args:
+            captions: B texts; those beyond the context length are cropped.
+            prompt: what to put before each caption.
+
+        Returns:
+            (B, E) float32, of length 1, without gradient.
+        """
+        tokens = self._tokenize([prompt + caption for caption in captions])
+        features = cast(Any, self.network).encode_text(tokens.to(self.mean.device))
+        return F.normalize(features.float(), dim=-1)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels to unit vectors, differentiable with respect to the pixels.
+
+        Args:
+            pixels: (B, 3, H, W) float in [0, 1].
+
+        Returns:
+            (B, E) float32, of length 1. For 8-bit images within 0.01 of what open_clip's own
+            preprocessing gives, which rounds and clips to 8 bits after each pass of the filter.
+        """
+        features = cast(Any, self.network).encode_image(self.preprocess(pixels))
+        return F.normalize(features.float(), dim=-1)
+
+    def preprocess(self, pixels: Tensor) -> Tensor:
+        """Resize, crop and normalise as open_clip does with image files.
+
+        The shorter side is resized to S (or the image squashed, for models made so) by a bicubic
+        filter with antialiasing, the one of Pillow (a = -0.5), and what overshoots [0, 1] is
+        clipped, as it is in an 8-bit image. Images of the right size stay as they are.
+
+        Args:
+            pixels: (B, 3, H, W) float in [0, 1].
+
+        Returns:
+            (B, 3, S, S) float32.
+
+        Source: SPEC 8.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise ValueError(
+                f"pixels must be (B, 3, H, W) floats, not {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        pixels = pixels.float()
+        if tuple(pixels.shape[2:]) != self.size:
+            size = list(self.size) if self._squash else [self.size[0]]
+            resized = vision.resize(pixels, size, self._interpolation, antialias=True)
+            pixels = vision.center_crop(resized.clamp(0, 1), list(self.size))
+        return (pixels - self.mean) / self.std

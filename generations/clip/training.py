@@ -1,0 +1,227 @@
+"""Trains a CLIP small enough for the mini world: pictures and captions, nothing pretrained.
+
+Shape legend: M images, B batch, E embedding size, S image side, T context length.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from generations.clip.model import PREPROCESS, PROMPT, ClipModel, SmallTokenizer, used_tokens
+from generations.errors import UserError
+from generations.progress import progress_bar
+
+WARMUP = 0.1  # share of the steps over which the learning rate rises
+MAX_SCALE = math.log(100)  # of the similarities, as in the CLIP paper
+IMAGE_STEP = 32  # the image network halves its input five times
+
+
+@dataclass(frozen=True)
+class ClipTrainSettings:
+    """How a small CLIP is built and trained.
+
+    Attributes:
+        train_steps: number of steps.
+        batch_size: pairs a step; each is the negative of all others.
+        lr: highest learning rate of AdamW; it rises over WARMUP, then falls along a cosine.
+        weight_decay: of matrices and filters.
+        prompt: what stands before each caption, as when scoring.
+        embed_dim: E.
+        image_width: channels of the image network's first stage; it grows with their square.
+        text_width: hidden size of the text network.
+        text_layers: layers of the text network.
+        context_length: T; longer captions are cropped.
+        log_every: steps between two calls of `log`.
+    """
+
+    train_steps: int = 400
+    batch_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    prompt: str = PROMPT
+    embed_dim: int = 64
+    image_width: int = 8
+    text_width: int = 64
+    text_layers: int = 2
+    context_length: int = 24
+    log_every: int = 20
+
+
+def train_clip(
+    images: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    settings: ClipTrainSettings,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None,
+) -> ClipModel:
+    """Train a CLIP on pictures, each with one of its captions drawn at random every time.
+
+    The image network is open_clip's ResNet: of the two kinds that open_clip has, it learns small
+    drawings several times faster than a vision transformer does. Of open_clip's 49,408 tokens only
+    those are kept that the captions have.
+
+    Args:
+        images: (M, S, S, 3) uint8; S is a multiple of 32, M at least the batch size.
+        captions: for each image at least one caption.
+        settings: the recipe.
+        seed: of the weights, the order of the images and the choice of captions.
+        device: where to train; the model stays there.
+        log: called with the step and scalars: "loss", "accuracy" (share of a batch's images whose
+            own caption comes first), "scale" (of the similarities).
+
+    Returns:
+        The model, its weights rounded to float16, so that it equals what `save_clip` writes.
+
+    Raises:
+        UserError: images and captions that do not fit, or the training diverged.
+
+    Source: Radford et al. 2021, section 2.3 (symmetric cross entropy over a batch's similarities).
+    """
+    _check(images, captions, settings)
+    texts = [settings.prompt + caption for own in captions for caption in own]
+    token_ids = used_tokens(texts)
+    tokenize = SmallTokenizer(token_ids, settings.context_length)
+    config = _config(images.shape[1], tokenize.vocab_size, settings)
+    config["token_ids"] = token_ids
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = open_clip.CLIP(**config["model_cfg"])
+    clip = ClipModel(network, tokenize, config).to(device)  # also normalises the pictures
+    network.train().requires_grad_(True)
+    tokens = tokenize(texts)  # of all captions of all images, one below the other
+    counts = np.array([len(own) for own in captions])
+    first = np.cumsum(counts) - counts  # row of an image's first caption
+    optimizer = _optimizer(network, settings)
+    rng = np.random.default_rng(seed)
+    batches = _batches(len(images), settings, rng)
+    with progress_bar(settings.train_steps, "CLIP", "step") as bar:
+        for step, chosen in enumerate(batches, 1):
+            _set_lr(optimizer, step, settings)
+            picked = first[chosen] + rng.integers(counts[chosen])
+            pixels = torch.from_numpy(images[chosen]).to(device).permute(0, 3, 1, 2) / 255
+            logits = _similarities(network, clip.preprocess(pixels), tokens[picked].to(device))
+            loss = symmetric_cross_entropy(logits)
+            _step(network, optimizer, loss, step)
+            bar.update()
+            if step % settings.log_every == 0 or step == settings.train_steps:
+                own_first = logits.argmax(1) == torch.arange(len(logits), device=logits.device)
+                scale = network.logit_scale.exp().item()
+                accuracy = own_first.float().mean().item()
+                log(step, {"loss": loss.item(), "accuracy": accuracy, "scale": scale})
+    network.half().float()
+    return ClipModel(network, tokenize, config).to(device)
+
+
+def symmetric_cross_entropy(logits: Tensor) -> Tensor:
+    """Each image is to find its caption among the batch's, and each caption its image.
+
+    Args:
+        logits: (B, B) similarities of images (rows) and captions, scaled.
+
+    Returns:
+        The scalar mean of both cross entropies.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def _check(
+    images: np.ndarray, captions: Sequence[Sequence[str]], settings: ClipTrainSettings
+) -> None:
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images must be (M, S, S, 3) uint8, not {images.shape} {images.dtype}")
+    if images.shape[1] != images.shape[2] or images.shape[1] % IMAGE_STEP:
+        raise UserError(
+            f"CLIP: images of {images.shape[2]} x {images.shape[1]} pixels; resize them to a "
+            f"square whose side is a multiple of {IMAGE_STEP}"
+        )
+    if len(images) != len(captions):
+        raise UserError(f"CLIP: {len(images)} images, but captions of {len(captions)}")
+    for index, own in enumerate(captions):
+        if not own:
+            raise UserError(f"CLIP: image {index} (from 0) has no caption; leave it out")
+    if not 2 <= settings.batch_size <= len(images):
+        raise UserError(
+            f"clip.batch_size {settings.batch_size}: give 2 to {len(images)}, the number of images"
+        )
+
+
+def _config(side: int, vocab_size: int, settings: ClipTrainSettings) -> dict[str, Any]:
+    """The open_clip model config of a small CLIP for images of `side` pixels."""
+    image_network = {
+        "image_size": side,
+        "layers": [1, 1, 1, 1],
+        "width": settings.image_width,
+        "head_width": 64,
+    }
+    text_network = {
+        "context_length": settings.context_length,
+        "vocab_size": vocab_size,
+        "width": settings.text_width,
+        "heads": max(1, settings.text_width // 32),
+        "layers": settings.text_layers,
+        "mlp_ratio": 2.0,
+    }
+    model = {"embed_dim": settings.embed_dim, "vision_cfg": image_network, "text_cfg": text_network}
+    return {"model_cfg": model, "preprocess_cfg": dict(PREPROCESS)}
+
+
+def _optimizer(network: nn.Module, settings: ClipTrainSettings) -> torch.optim.AdamW:
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]  # biases, norms, the scale
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, step: int, settings: ClipTrainSettings) -> None:
+    warmup = max(1, round(WARMUP * settings.train_steps))
+    done = max(0, step - warmup) / max(1, settings.train_steps - warmup)
+    rate = settings.lr * min(1.0, step / warmup) * (1 + math.cos(math.pi * done)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _batches(
+    count: int, settings: ClipTrainSettings, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """`train_steps` arrays of image indices: epoch after epoch, the incomplete rest left out."""
+    steps = 0
+    while True:
+        order = rng.permutation(count)
+        for start in range(0, count - settings.batch_size + 1, settings.batch_size):
+            if steps == settings.train_steps:
+                return
+            yield order[start : start + settings.batch_size]
+            steps += 1
+
+
+def _similarities(network: open_clip.CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
+    """Normalised pixels (B, 3, S, S) and token ids (B, T) -> (B, B) scaled cosines."""
+    images = network.encode_image(pixels, normalize=True)
+    texts = network.encode_text(tokens, normalize=True)
+    return network.logit_scale.exp() * images @ texts.T
+
+
+def _step(
+    network: open_clip.CLIP, optimizer: torch.optim.Optimizer, loss: Tensor, step: int
+) -> None:
+    if not torch.isfinite(loss):
+        raise UserError(f"CLIP: the loss is {loss.item()} at step {step}; lower clip.lr")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        network.logit_scale.clamp_(0, MAX_SCALE)
