@@ -20,6 +20,8 @@ SPLITS = ("train", "restval", "trainrestval", "val", "test")
 
 # Files that are derived from data_dir when they are left empty: key -> file name.
 DATA_FILES = {
+    "clip.model": "clip.json",
+    "clip.weights": "clip.safetensors",
     "dataset_coco": "dataset_coco.json",
     "grid_feat_path_train": "maskrcnn_train_grid8.h5",
     "grid_feat_path_valid": "maskrcnn_valid_grid8.h5",
@@ -28,6 +30,7 @@ DATA_FILES = {
     "grid_cluster_centroids_path": "centroids.npy",
     "pretrained_generator": "generator.pth",
 }
+CLIP_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin")  # else clip.* are names
 PATHS = (
     *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
@@ -61,7 +64,8 @@ def default_config() -> CfgNode:
     cfg.captions_file = ""
     cfg.vocab_file = ""  # '': the bundled bert-base-uncased vocabulary
     for key in DATA_FILES:
-        cfg[key] = ""  # '': inside data_dir
+        if "." not in key:
+            cfg[key] = ""  # '': inside data_dir
     cfg.gt_img_dir_val2014 = ""
     cfg.gt_img_dir_5k = ""
     cfg.gt_img_dir_3w = ""
@@ -155,12 +159,14 @@ def default_config() -> CfgNode:
     cfg.clusters.max_points_per_centroid = 256
     # CLIP: the reward of rl_t2i and CLIPScore
     cfg.clip = CfgNode()
-    cfg.clip.model = "ViT-B-32"  # open_clip model name, or an open_clip model config (JSON file)
-    cfg.clip.weights = "openai"  # open_clip tag, or a local checkpoint
+    # open_clip model name and tag, or a model config (.json) and a checkpoint file; both '': the
+    # small CLIP that `prepare.py clip` trains, inside data_dir
+    cfg.clip.model = "ViT-B-32"
+    cfg.clip.weights = "openai"
     cfg.clip.prompt = "A photo depicts "
-    cfg.clip.train_steps = 400  # of the small model that `prepare.py clip` trains
+    cfg.clip.train_steps = 400  # of the small one
     cfg.clip.batch_size = 128
-    cfg.clip.lr = 1e-3
+    cfg.clip.lr = 3e-3
     # inference and evaluation
     cfg.test_num = 499  # images; -1: all
     cfg.test_val2014 = 1  # painting captions: first of each image, test + val + restval, to 30000
@@ -274,11 +280,16 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
         ]
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"{source}: unknown key {key!r}{hint}")
-    *parents, last = key.split(".")
-    node = cfg
-    for parent in parents:
-        node = node[parent]
+    node, last = _parent(cfg, key)
     node[last] = _coerce(key, value, node[last], source)
+
+
+def _parent(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    """The node that holds a key, and the key's last part."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        cfg = cfg[parent]
+    return cfg, last
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
@@ -325,19 +336,27 @@ def _as_list(value: Any) -> list[Any]:
 
 def _under_cwd(key: str, value: str) -> str:
     """A path typed on the command line is meant from where it was typed."""
-    if (key in PATHS or key == "root_path") and value and not value.startswith("hf:"):
-        return str(Path(value).expanduser().absolute())
+    if key == "root_path" or (key in PATHS and _is_path(key, value)):
+        return str(Path(value).expanduser().absolute()) if value else value
     return value
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Not so: empty, a repository of the hub, or the name of a CLIP and not its file."""
+    named = key.startswith("clip.") and Path(value).suffix not in CLIP_FILES
+    return bool(value) and not value.startswith("hf:") and not named
 
 
 def _resolve_paths(cfg: CfgNode) -> None:
     root = Path(cfg.root_path or checkout_root()).expanduser().absolute()
     cfg.root_path = str(root)
     for key in PATHS:
-        if cfg[key] and not cfg[key].startswith("hf:"):
-            cfg[key] = str(root / Path(cfg[key]).expanduser())
+        node, last = _parent(cfg, key)
+        if _is_path(key, node[last]):
+            node[last] = str(root / Path(node[last]).expanduser())
     for key, name in DATA_FILES.items():
-        cfg[key] = cfg[key] or str(Path(cfg.data_dir) / name)
+        node, last = _parent(cfg, key)
+        node[last] = node[last] or str(Path(cfg.data_dir) / name)
 
 
 # --- validation ----------------------------------------------------------------------------------
@@ -367,6 +386,11 @@ def _validate(cfg: CfgNode) -> None:
         raise UserError("reward.baseline leave_one_out needs reward.samples 2 or more, such as 5")
     if cfg.reward.baseline == "greedy" and cfg.reward.samples != 1:
         raise UserError("reward.samples is for reward.baseline leave_one_out; greedy draws 1")
+    if Path(cfg.clip.model).suffix == ".json" and Path(cfg.clip.weights).suffix not in CLIP_FILES:
+        raise UserError(
+            f"clip.model {cfg.clip.model} is a file, so clip.weights must be one too "
+            f"({', '.join(CLIP_FILES[1:])}), not {cfg.clip.weights!r}"
+        )
     if "rl_t2i" in cfg.iteration_tasks and not (cfg.mse_loss or cfg.use_clip_score):
         raise UserError("rl_t2i has no loss: set use_clip_score 1 or mse_loss 1")
     cosine = cfg.scheduler.method == "WarmupCosineSchedule"
@@ -422,11 +446,12 @@ def _check_ranges(cfg: CfgNode) -> None:
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
-        "reward.samples": 1, "init.std": 0, "init.mask_feat_std": 0,
+        "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,
+        "init.std": 0, "init.mask_feat_std": 0,
     }  # fmt: skip
     for key, low in at_least.items():
-        *parents, last = key.split(".")
-        value = (cfg[parents[0]] if parents else cfg)[last]
+        node, last = _parent(cfg, key)
+        value = node[last]
         if value < low:
             raise UserError(f"{key} must be at least {low}, not {value}")
     if cfg.text_length > 511:

@@ -1,7 +1,8 @@
 """Score finished samples: `python generations/evaluate.py [--config FILE] exp_id X key value ...`
 
-Takes the run's newest captions_test_<iteration>.json, or with `--captions FILE` any COCO results
-file, and the test split's captions as references.
+Captions: the run's newest captions_test_<iteration>.json, or with `--captions FILE` any COCO
+results file, against those of the test split. Pictures: the run's newest images_test_<iteration>,
+or evaluate_images_dir.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the package's own folder must not shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import hashlib
 import logging
 import re
 from argparse import ArgumentParser, Namespace
@@ -20,16 +22,23 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from generations import __version__, cli
+from generations import __version__, cli, runtime
+from generations.clip import load_clip
 from generations.datasets import read_split, reference_captions
 from generations.errors import UserError
 from generations.files import read_json, write_json
 from generations.metrics.captions import METRICS, evaluate_captions, human_agreement
 from generations.pipelines.assembly import run_folder
+from generations.pipelines.pictures import (
+    clip_r_precision,
+    clip_scores,
+    embed,
+    read_painted_folder,
+)
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FLAGS = ("eval_fid", "eval_is", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
+UNAVAILABLE = ("eval_fid", "eval_is", "eval_rprec_hard")
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,17 @@ Evaluator = Callable[[CfgNode, Namespace], Result | None]  # None: there is noth
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    asked = [flag for flag in IMAGE_FLAGS if cfg[flag]]
+    asked = [flag for flag in UNAVAILABLE if cfg[flag]]
     if asked:
         logger.warning(
-            "image metrics are not available in this version: %s %s without effect",
+            "not available in this version: %s %s without effect",
             *(", ".join(asked), "is" if len(asked) == 1 else "are"),
         )
-    results = [result for evaluator in EVALUATORS if (result := evaluator(cfg, arguments))]
-    for result in results:
-        path = _write(result, bool(arguments.per_item))
-        logger.info("%s\nwritten to %s", _table(result), path)
+    for evaluator in EVALUATORS:
+        result = evaluator(cfg, arguments)
+        if result is not None:
+            path = _write(result, bool(arguments.per_item))
+            logger.info("%s\nwritten to %s", _table(result), path)
 
 
 def _options(parser: ArgumentParser) -> None:
@@ -144,7 +154,81 @@ def evaluate_written_captions(cfg: CfgNode, arguments: Namespace) -> Result | No
     )
 
 
-EVALUATORS: tuple[Evaluator, ...] = (evaluate_written_captions,)
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def evaluate_painted_pictures(cfg: CfgNode, arguments: Namespace) -> Result | None:
+    """Score painted pictures against their captions by CLIP.
+
+    Raises:
+        UserError: pictures and captions that do not fit, pictures that cannot be read, CLIP that
+            cannot be loaded.
+    """
+    folder = _painted_folder(cfg)
+    if not (cfg.eval_clipscore or cfg.eval_rprec):
+        return None
+    if folder is None:
+        logger.info("no painted pictures to score (python generations/sample_images.py ...)")
+        return None
+    pictures = read_painted_folder(folder)
+    with runtime.start(cfg.device, distribute=False) as here:
+        clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
+        embeddings = embed(clip, pictures, cfg.clip.prompt, cfg.features.batch_size)
+    scores = clip_scores(embeddings)
+    figures: dict[str, float] = {}
+    if cfg.eval_clipscore:
+        figures["clip_score"] = float(scores.mean())
+    if cfg.eval_rprec:
+        figures |= clip_r_precision(embeddings, cfg.seed)
+    iteration = re.search(r"_(\d+)$", folder.name)
+    return Result(
+        name=folder.name if folder.name.startswith("images") else f"images_{folder.name}",
+        folder=run_folder(cfg) if cfg.exp_id else folder,
+        figures=figures,
+        details={
+            "protocol": f"CLIP {_clip_name(cfg)}, prompt {cfg.clip.prompt!r}",
+            "clip_weights_sha256": _file_hash(cfg.clip.weights),
+            "iteration": int(iteration[1]) if iteration else None,
+            "images": len(pictures),
+            "versions": {name: metadata.version(name) for name in ("open_clip_torch", "torch")},
+        },
+        per_item=[
+            {"file": picture.file.name, "caption": picture.caption, "clip_score": float(score)}
+            for picture, score in zip(pictures, scores, strict=True)
+        ],
+    )
+
+
+def _painted_folder(cfg: CfgNode) -> Path | None:
+    """evaluate_images_dir, or the run's newest pictures of the test captions, if there are any."""
+    if cfg.evaluate_images_dir:
+        return Path(cfg.evaluate_images_dir)
+    parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else run_folder(cfg)
+    found = {
+        int(match[1]): path
+        for path in parent.glob("images_test_*")
+        if (match := re.fullmatch(r"images_test_(\d+)", path.name))
+        and (path / "manifest.json").exists()
+    }
+    return found[max(found)] if found else None
+
+
+def _clip_name(cfg: CfgNode) -> str:
+    """As figures are labelled: the small CLIP of a dataset is not one of those in papers."""
+    model = Path(cfg.clip.model)
+    small = model.suffix == ".json"
+    return f"{model.parent.name}/{model.name}" if small else f"{model} {cfg.clip.weights}"
+
+
+def _file_hash(weights: str) -> str | None:
+    """SHA-256 of a weights file; None for open_clip's tags."""
+    if not Path(weights).is_file():
+        return None
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+EVALUATORS: tuple[Evaluator, ...] = (evaluate_written_captions, evaluate_painted_pictures)
 
 
 def newest_captions(folder: Path) -> Path | None:

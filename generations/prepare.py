@@ -6,7 +6,8 @@ Steps:
     features    grid features of all images
     clusters    codebook of the features, and the cluster ids of all images
     generator   train the network that turns cluster ids back into pixels
-    all         captions, features, clusters and generator
+    clip        train a small CLIP, where clip.model and clip.weights are empty
+    all         captions, features, clusters, generator and, where it is to be trained, clip
 
 The file names are those of the configuration; data_dir/manifest.json says what was made how.
 """
@@ -25,9 +26,11 @@ from yacs.config import CfgNode
 
 from generations import cli
 from generations.datasets.mini_world import write_vocabulary, write_world
+from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
     check_sources,
     prepare_captions,
+    prepare_clip,
     prepare_clusters,
     prepare_features,
     prepare_generator,
@@ -40,6 +43,7 @@ STEPS = {
     "features": prepare_features,
     "clusters": prepare_clusters,
     "generator": prepare_generator,
+    "clip": prepare_clip,
 }
 
 
@@ -50,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_mini_world(cfg, arguments.sizes)
     elif arguments.step == "all":
         check_sources(cfg)
-        for step in STEPS.values():
-            step(cfg)
+        for name, step in STEPS.items():
+            if name != "clip" or is_small_clip(cfg):
+                step(cfg)
     else:
         STEPS[arguments.step](cfg)
 

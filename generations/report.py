@@ -25,7 +25,9 @@ from generations.pipelines.assembly import run_folder
 from generations.reporting.curves import read_curves
 from generations.reporting.page import render_page
 from generations.reporting.pictures import contact_sheet
-from generations.reporting.results import RealImages, gather
+from generations.reporting.results import RealImages, gather, read_figures
+
+COMPARED = ("cider_d", "clip_score")  # before and after stage 2
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="N", help="time the run took, for the summary"
+    )
+    parser.add_argument(
+        "--stage1", metavar="EXP_ID", help="the run that this one started from, to compare with"
     )
     parser.add_argument(
         "--items", type=int, default=120, help="most cards a gallery (default: %(default)s)"
@@ -75,9 +80,11 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
     if arguments.seconds is not None:
         summary["seconds"] = arguments.seconds
     summary |= results.summary()
+    before = _figures_before(cfg, arguments.stage1)
+    summary |= _stages(before, results.figures)
     saved_config = folder / "config.yaml"
     config = saved_config.read_text(encoding="utf-8") if saved_config.exists() else cfg.dump()
-    page = render_page(cfg.exp_id, results, summary, curves, config, arguments.items)
+    page = render_page(cfg.exp_id, results, summary, curves, config, arguments.items, before)
     sheet = contact_sheet(
         _title(summary),
         results.paintings[: arguments.sheet_items],
@@ -99,6 +106,31 @@ def _records(cfg: CfgNode) -> tuple[list[ImageRecord], str]:
         return read_karpathy(cfg.dataset_coco), ""
     except UserError as error:
         return [], f"Real images and people's captions are left out: {error}"
+
+
+def _figures_before(cfg: CfgNode, exp_id: str | None) -> dict[str, dict[str, float]]:
+    """Figures of the stage-1 run; none if there is no such run."""
+    if not exp_id:
+        return {}
+    figures = read_figures(Path(cfg.save_dir) / Path(exp_id).name)
+    if not figures:
+        raise UserError(
+            f"--stage1 {exp_id}: no metrics in {cfg.save_dir}/{exp_id}; run evaluate.py on it first"
+        )
+    return figures
+
+
+def _stages(
+    before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """cider_d_stage1, cider_d_stage2, ... of the test split."""
+    figures: dict[str, float] = {}
+    for group in sorted(before):
+        for name in COMPARED:
+            if group.endswith("_test") and name in before[group] and name in after.get(group, {}):
+                figures[f"{name}_stage1"] = before[group][name]
+                figures[f"{name}_stage2"] = after[group][name]
+    return figures
 
 
 def _title(summary: dict[str, Any]) -> str:

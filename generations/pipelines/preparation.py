@@ -36,6 +36,7 @@ from generations.features import (
     sample_cells,
 )
 from generations.files import atomic_path, read_json
+from generations.pipelines.clip import train_small_clip
 from generations.pipelines.generator import train_image_generator
 from generations.pipelines.manifest import note
 from generations.pipelines.sources import image_files
@@ -255,3 +256,13 @@ def prepare_generator(cfg: CfgNode) -> None:
     with runtime.start(cfg.device, distribute=False) as here:
         note(cfg, "generator", **train_image_generator(cfg, here))
     logger.info("generator: %s", cfg.pretrained_generator)
+
+
+# --- CLIP ----------------------------------------------------------------------------------------
+
+
+def prepare_clip(cfg: CfgNode) -> None:
+    """Train a small CLIP on the train images and their captions."""
+    with runtime.start(cfg.device, distribute=False) as here:
+        note(cfg, "clip", **train_small_clip(cfg, here))
+    logger.info("CLIP: %s", cfg.clip.weights)

@@ -1,4 +1,4 @@
-"""What stage 2 needs beside the model."""
+"""What stage 2 needs beside the model: reward table, image generator and CLIP."""
 
 import hashlib
 import logging
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from generations.errors import UserError
 from generations.objectives import SequenceSettings
+from generations.pipelines.clip import picture_scorer
 from generations.rewards import DocumentFrequency, build_document_frequency
 from generations.runtime import Runtime, wait_for_all
 
@@ -27,12 +27,11 @@ def sequence_settings(
         runtime: where to run.
 
     Raises:
-        UserError: the CLIP loss is asked for.
+        UserError: image generator or CLIP are needed and cannot be loaded.
     """
+    score_pictures = None
     if "rl_t2i" in cfg.iteration_tasks and cfg.use_clip_score:
-        raise UserError(
-            "the CLIP loss of rl_t2i is not in this version: set use_clip_score 0 mse_loss 1"
-        )
+        score_pictures = picture_scorer(cfg, runtime)
     table = None
     if "rl_i2t" in cfg.iteration_tasks and cfg.reward.document_frequency == "corpus":
         table = _corpus_table(references, folder, runtime)
@@ -42,6 +41,7 @@ def sequence_settings(
         baseline=cfg.reward.baseline,
         samples=cfg.reward.samples,
         document_frequency=table,
+        score_pictures=score_pictures,
         mse_weight=cfg.mse_loss,
     )
 

@@ -3,7 +3,7 @@
 Every text that comes from data goes through `html.escape`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -20,6 +20,7 @@ FIGURES = {
         "CIDEr-D of people",
         "each image's first caption against its others: the scale to read CIDEr-D on",
     ),
+    "clip_score": ("CLIPScore", "agreement of pictures and their captions by CLIP, 0 to 250"),
     "bleu1": ("BLEU-1", "words in common"),
     "bleu2": ("BLEU-2", "word pairs in common"),
     "bleu3": ("BLEU-3", "word triples in common"),
@@ -114,6 +115,7 @@ def render_page(
     curves: Sequence[Curve],
     config: str,
     most: int,
+    before: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """The page.
 
@@ -124,12 +126,13 @@ def render_page(
         curves: of training.
         config: the run's configuration, as text.
         most: cards in each direction's gallery.
+        before: figures of the stage-1 run that this run started from, as those of `results`.
 
     Returns:
         HTML.
     """
     sections = [
-        ("metrics", "Metrics", _metrics(results.figures)),
+        ("metrics", "Metrics", _metrics(results.figures, before or {})),
         ("curves", "Training", _curves(curves)),
         ("painted", "Caption → picture", _paintings(results.paintings, most)),
         ("written", "Image → caption", _writings(results.writings, most)),
@@ -164,7 +167,7 @@ def duration(seconds: float) -> str:
 def _tiles(summary: dict[str, Any]) -> str:
     shown = [
         (FIGURES[name][0], number(summary[name]))
-        for name in ("cider_d", "cider_d_human", "bleu4")
+        for name in ("cider_d", "cider_d_human", "bleu4", "clip_score")
         if name in summary
     ]
     counts = (
@@ -184,14 +187,24 @@ def _notes(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{lines}</ul>' if notes else ""
 
 
-def _metrics(figures: dict[str, dict[str, float]]) -> str:
+def _metrics(
+    figures: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]]
+) -> str:
     parts = []
     for group, values in sorted(figures.items()):
+        earlier = before.get(group, {})
         rows = []
+        if earlier:
+            rows.append(
+                '<tr><td></td><td class="number">stage 1</td><td class="number">this run</td>'
+                "<td></td></tr>"
+            )
         for name, value in sorted(values.items(), key=lambda item: _place(item[0])):
             text, what = FIGURES.get(name, (name, ""))
             rows.append(
-                f'<tr><td>{escape(text)}</td><td class="number">{number(value)}</td>'
+                f"<tr><td>{escape(text)}</td>"
+                + (f'<td class="number">{number(earlier.get(name, ""))}</td>' if earlier else "")
+                + f'<td class="number">{number(value)}</td>'
                 f'<td class="what">{what}</td></tr>'
             )
         parts.append(f"<h3>{escape(group)}</h3><table>{''.join(rows)}</table>")

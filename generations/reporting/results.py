@@ -101,9 +101,7 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
     """
     notes: list[str] = []
     scored = _newest(folder.glob("metrics_*.json"))
-    figures = {
-        group.removeprefix("metrics_"): _read_figures(path) for group, (_, path) in scored.items()
-    }
+    figures = read_figures(folder)
     if not figures:
         notes.append("No metrics yet: evaluate.py scores the samples.")
     written = _newest(folder.glob("captions_test_*.json")).get("captions_test")
@@ -129,6 +127,18 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
         listed = ", ".join(f"{what} {number}" for what, number in made.items())
         notes.append(f"These results are of different iterations: {listed}.")
     return Results(figures, paintings, writings, max(made.values(), default=None), notes)
+
+
+def read_figures(folder: Path) -> dict[str, dict[str, float]]:
+    """The newest figures of a run: name of the samples, such as captions_test -> figure -> value.
+
+    Raises:
+        UserError: a file is there but broken.
+    """
+    scored = _newest(folder.glob("metrics_*.json"))
+    return {
+        group.removeprefix("metrics_"): _read_figures(path) for group, (_, path) in scored.items()
+    }
 
 
 def _newest(paths: Iterable[Path]) -> dict[str, tuple[int | None, Path]]:

@@ -6,5 +6,12 @@ from generations.rewards.cider import (
     cider_d,
     self_critical_reward,
 )
+from generations.rewards.clip_score import clip_score
 
-__all__ = ["DocumentFrequency", "build_document_frequency", "cider_d", "self_critical_reward"]
+__all__ = [
+    "DocumentFrequency",
+    "build_document_frequency",
+    "cider_d",
+    "clip_score",
+    "self_critical_reward",
+]

@@ -20,7 +20,7 @@ def SMALL(data: Path, models: Path | None = None) -> tuple[str, ...]:
         *("samples_per_gpu", "4", "scheduler.max_steps", "6", "scheduler.warmup_steps", "2"),
         *("checkpoint_time", "3", "log_time", "2", "generator.train_steps", "3"),
         *("generator.channels", "8", "generator.bottleneck_channels", "16"),
-        *("generator.style_channels", "8"),
+        *("generator.style_channels", "8", "clip.train_steps", "3", "clip.batch_size", "16"),
     )
 
 

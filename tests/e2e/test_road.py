@@ -1,12 +1,16 @@
 """The real commands in subprocesses: from raw images to captions, pictures and a report."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import ROOT, SMALL, fails, run
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +120,7 @@ def test_stage_2_starts_from_a_checkpoint_of_stage_1(world, trained, tmp_path):
     start = ("load_model_only", "1", "model_path", str(trained / "a" / "model_0000006.pth"))
     tasks = ("iteration_tasks", "['rl_i2t','rl_t2i','xe_t2i']")
     constant = ("scheduler.method", "ConstantLRSchedule", "solver.lr", "1e-4")
-    losses = ("mse_loss", "1", "use_clip_score", "0")
+    losses = ("mse_loss", "1", "use_clip_score", "1")
     reward = ("reward.baseline", "leave_one_out", "reward.samples", "2")
     corpus = ("reward.document_frequency", "corpus")
     run("main.py", *common, *start, *tasks, *constant, *losses)
@@ -124,7 +128,51 @@ def test_stage_2_starts_from_a_checkpoint_of_stage_1(world, trained, tmp_path):
     more = ("scheduler.max_steps", "7", *reward, *corpus)
     assert "resuming" in run("main.py", *common, *start, *tasks, *constant, *losses, *more)
     assert list((tmp_path / "s").glob("document_frequency_*.npz"))
-    assert "use_clip_score 0" in fails("main.py", *common, *tasks, "exp_id", "t")
+    logged = EventAccumulator(str(tmp_path / "s")).Reload().Tags()["scalars"]
+    wanted = ("reward", "baseline", "advantage", "caption_length", "distinct")
+    assert {"rl_t2i/clip_score", *(f"rl_i2t/{name}" for name in wanted)} <= set(logged)
+
+
+def test_missing_clip_says_where_to_get_it_and_how_to_do_without(world, tmp_path):
+    common = (*SMALL(world, tmp_path), "exp_id", "t", "iteration_tasks", "rl_t2i")
+    said = fails("main.py", *common, "clip.model", "ViT-B-32", "clip.weights", "openai")
+    assert "get ViT-B-32.pt" in said or "https://" in said
+    assert "use_clip_score 0" in said
+    said = fails("main.py", *common, "clip.weights", str(tmp_path / "gone.safetensors"))
+    assert "gone.safetensors" in said and "use_clip_score 0" in said
+
+
+def test_launch_scripts_run_both_stages_on_two_processes(world, tmp_path):
+    """scripts/*.sh with the variables that their first lines name."""
+
+    small = SMALL(world, tmp_path)[2:]  # the scripts name the config
+    steps = ("test_interval", "0", "scheduler.max_steps", "3", "scheduler.warmup_steps", "0")
+
+    def script(name: str, stage: str, port: int, *positional: str) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        variables = {"NUM_GPUS": "2", "MASTER_PORT": str(port), "PATH": path}
+        done = subprocess.run(
+            [
+                "bash",
+                str(ROOT / "scripts" / name),
+                *positional,
+                *small,
+                *steps,
+            ],
+            env={**os.environ, **variables, "CONFIG": f"configs/mini/{stage}.yaml"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    script("train_stage1.sh", "stage1", 29621, "one")
+    checkpoint = tmp_path / "one" / "model_0000003.pth"
+    script("train_stage2.sh", "stage2", 29622, "two", str(checkpoint))
+    assert (tmp_path / "two" / "model_0000003.pth").exists()
+    script("infer.sh", "stage2", 29623, "two")
+    script("evaluate.sh", "stage2", 29624, "two")
+    assert list((tmp_path / "two").glob("metrics_captions_test_*.json"))
 
 
 def test_two_processes_train_one_model(world, tmp_path):

@@ -205,6 +205,20 @@ def test_summary_is_flat_and_complete(data, full_run):
     }
 
 
+def test_stage_1_is_shown_beside_stage_2(data, full_run):
+    first = full_run.parent / "first"
+    first.mkdir()
+    scores = {"figures": {"cider_d": 0.5, "bleu4": 0.125}}
+    (first / "metrics_captions_test_0000010.json").write_text(json.dumps(scores))
+    report.main([*data, "--stage1", "first"])
+    summary = json.loads((full_run / "summary.json").read_text())
+    assert (summary["cider_d_stage1"], summary["cider_d_stage2"]) == (0.5, summary["cider_d"])
+    html = (full_run / "report.html").read_text(encoding="utf-8")
+    assert '<td class="number">0.500</td><td class="number">0.810</td>' in html
+    with pytest.raises(UserError, match="nothing: no metrics"):
+        report.main([*data, "--stage1", "nothing"])
+
+
 def test_page_is_self_contained_and_shows_captions_as_text(data, full_run):
     report.main(data)
     html = Reader((full_run / "report.html").read_text(encoding="utf-8"))

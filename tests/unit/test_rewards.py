@@ -50,6 +50,15 @@ def test_image_without_references_scores_zero():
     assert cider_d([DOG, CAT, BUS], nothing).tolist() == [0, 0, 0]
 
 
+def test_images_with_fewer_captions_than_others_are_scored_on_theirs():
+    padded = torch.full((3, 5, 6), PAD)
+    for image, own in enumerate(REFERENCES):
+        for row, caption in enumerate(own):
+            padded[image, row, : len(caption)] = torch.tensor(caption)
+    hypotheses = [[CLS, 11, 12, 13, 22, EOS], CAT, DOG]
+    np.testing.assert_allclose(cider_d(hypotheses, padded), cider_d(hypotheses, REFERENCES))
+
+
 def test_samples_of_one_image_side_by_side():
     """With `image_of`, two samples an image score as in two copies of the references."""
     scores = cider_d([DOG, CAT, CAT, DOG, BUS, DOG], REFERENCES, [0, 0, 1, 1, 2, 2])
