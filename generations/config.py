@@ -124,6 +124,7 @@ def default_config() -> CfgNode:
     cfg.solver.betas = [0.9, 0.999]
     cfg.solver.eps = 1e-6
     cfg.solver.grad_clip = 1.0
+    cfg.solver.max_skipped = 20  # updates in a row with a gradient that is not finite; then stop
     cfg.scheduler = CfgNode()
     cfg.scheduler.method = "WarmupCosineSchedule"
     cfg.scheduler.warmup_steps = 10000
@@ -444,6 +445,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
+        "solver.max_skipped": 1,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,

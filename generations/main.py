@@ -148,7 +148,7 @@ def _loop_settings(cfg: CfgNode) -> LoopSettings:
         grad_clip=cfg.solver.grad_clip,
         checkpoint_every=cfg.checkpoint_time,
         test_every=cfg.test_interval,
-        loss_scale=cfg.loss_scale,
+        max_skipped=cfg.solver.max_skipped,
         seed=cfg.seed,
     )
 

@@ -136,6 +136,7 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         "rl_i2t/advantage": advantage.abs().mean(),
         "rl_i2t/caption_length": (ids != PAD).sum(1).float().mean(),
         "rl_i2t/distinct": torch.tensor(len(drawn) / len(ids)),
+        "rl_i2t/collapsed": torch.tensor(float(len(ids) > 1 and len(drawn) == 1)),
     }
     return StepOutput(loss, {name: value.to(loss.device) for name, value in logs.items()})
 

@@ -1,5 +1,6 @@
 """The training loop: one iteration, one task, one batch. It knows no task by name."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from generations.batch import Batch
+from generations.errors import UserError
 from generations.objectives import StepOutput, TaskContext
 from generations.runtime import Runtime, generator, seed_everything, without_sync
+from generations.training.guards import GradientGuard, PolicyWatch
 from generations.training.monitor import Monitor
 from generations.training.optim import fill_absent_gradients
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class LoopSettings:
         grad_clip: largest gradient norm; 0 does not clip.
         checkpoint_every: iterations between checkpoints; the last iteration always saves.
         test_every: iterations between tests, 0 for none.
-        loss_scale: for float16, -1 for dynamic.
+        max_skipped: updates in a row whose gradient is not finite that end the run.
         seed: of the run.
     """
 
@@ -36,7 +41,7 @@ class LoopSettings:
     grad_clip: float = 1.0
     checkpoint_every: int = 10000
     test_every: int = 10000
-    loss_scale: float = -1.0
+    max_skipped: int = 20
     seed: int = 123
 
 
@@ -80,7 +85,11 @@ def train(
         make_context: builds a task's context around the iteration's generator.
         save: writes a checkpoint.
         test: evaluates at an iteration.
+
+    Raises:
+        UserError: too many gradients in a row that are not finite; the state is saved before.
     """
+    guard, watch = GradientGuard(settings.max_skipped), PolicyWatch()
     step.train()
     for iteration in range(state.iteration + 1, settings.iterations + 1):
         batch = next(batches).to(runtime.device)
@@ -95,10 +104,17 @@ def train(
         figures = {f"loss/{task}": output.loss, **output.logs}
         rate = state.scheduler.get_last_lr()[0]
         figures["learning_rate"] = torch.tensor(rate, device=runtime.device)
-        if updates:
-            figures["gradient_norm"] = _update(state, settings.grad_clip)
         state.iteration = iteration
-        monitor.record(iteration, len(batch) * runtime.world_size, figures)
+        if updates:
+            norm, updated = _update(state, settings.grad_clip, guard)
+            figures["gradient_norm"] = norm
+            if not updated:
+                figures = {}  # they would hide those of the other iterations
+                _report(guard, iteration, task, batch, lambda: save(state))
+        means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
+        for trouble in watch(means):
+            logger.warning("iteration %d: %s; the state is saved", iteration, trouble)
+            save(state)
         last = iteration == settings.iterations
         if last or iteration % settings.checkpoint_every == 0:
             save(state)
@@ -107,14 +123,31 @@ def train(
             step.train()
 
 
-def _update(state: TrainingState, grad_clip: float) -> Tensor:
-    """One optimiser and scheduler step; returns the gradient norm before clipping."""
+def _report(
+    guard: GradientGuard, iteration: int, task: str, batch: Batch, save: Callable[[], None]
+) -> None:
+    """Warn of a skipped update; when the run ends with it, save first."""
+    try:
+        guard.report(iteration, task, batch)
+    except UserError:
+        save()
+        raise
+
+
+def _update(state: TrainingState, grad_clip: float, guard: GradientGuard) -> tuple[Tensor, bool]:
+    """One optimiser and scheduler step.
+
+    Returns:
+        the gradient norm before clipping, and whether the weights were updated.
+    """
     fill_absent_gradients(state.model, state.joined)
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, grad_clip or torch.inf)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    updated = guard.accepts(norm)
+    if updated or state.scaler.is_enabled():  # the scaler skips by itself, and learns from it
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.scheduler.step()
-    return norm
+    return norm, updated

@@ -42,17 +42,27 @@ class Monitor:
             disable=None if runtime.is_main else True,
         )
 
-    def record(self, iteration: int, samples: int, figures: Mapping[str, Tensor]) -> None:
-        """Take one iteration's figures (scalars) and its number of samples over all processes."""
+    def record(
+        self, iteration: int, samples: int, figures: Mapping[str, Tensor]
+    ) -> Mapping[str, float]:
+        """Take one iteration's figures (scalars) and its number of samples over all processes.
+
+        Returns:
+            the means over the last iterations when they are written, alike on all processes; {} in
+            between.
+        """
         for name, value in figures.items():
             self._sums[name].append(value.detach().float())
         self._samples += samples
         self._iterations += 1
         self._bar.update()
         if iteration % self._log_every == 0 or iteration == self._last:
-            self._write(iteration)
+            return self._write(iteration)
+        return {}
 
-    def _write(self, iteration: int) -> None:
+    def _write(self, iteration: int) -> Mapping[str, float]:
+        if not self._sums:  # every update was skipped
+            return {}
         means = {name: torch.stack(values).mean() for name, values in sorted(self._sums.items())}
         figures = dict(
             zip(
@@ -61,12 +71,6 @@ class Monitor:
                 strict=True,
             )
         )
-        bad = [name for name, value in figures.items() if not np.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{', '.join(bad)} is not finite in the {self._log_every} iterations before "
-                f"{iteration}; lower solver.lr, or resume from an earlier checkpoint"
-            )
         now = time.monotonic()
         rate = self._samples / max(now - self._since, 1e-9)
         seconds_left = (now - self._since) / self._iterations * (self._last - iteration)
@@ -87,6 +91,7 @@ class Monitor:
         self._sums.clear()
         self._samples = self._iterations = 0
         self._since = now
+        return figures
 
     def scalars(self, iteration: int, figures: Mapping[str, float]) -> None:
         """Write finished figures, such as a test's."""

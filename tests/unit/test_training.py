@@ -1,5 +1,6 @@
 """The loop, the optimiser's zero-gradient rule, checkpoints and resume, on a toy model."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
 from generations.objectives import TaskContext, TaskStep
 from generations.runtime import Runtime, generator, seed_everything
 from generations.training.checkpoint import latest_checkpoint, resume, save_checkpoint
+from generations.training.guards import PolicyWatch
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor
 from generations.training.optim import (
@@ -34,7 +36,9 @@ def make_batch(number: int) -> Batch:
     cluster_ids = torch.randint(0, 7, (4, 9), generator=source)
     features = torch.randn(4, 9, 10, generator=source)
     references = torch.zeros(4, 5, 25, dtype=torch.long)
-    return Batch([""] * 4, [""] * 4, text_ids, masked, positions, cluster_ids, features, references)
+    return Batch(
+        [*"abcd"], [""] * 4, text_ids, masked, positions, cluster_ids, features, references
+    )
 
 
 def make_state(optimizer: str = "adamw") -> TrainingState:
@@ -45,14 +49,21 @@ def make_state(optimizer: str = "adamw") -> TrainingState:
     return TrainingState(model, adam, build_scheduler(adam, solver), CPU.scaler(), 0, set())
 
 
-def run(state: TrainingState, folder: Path, last: int, form: str = "pth", **settings) -> Path:
+def run(
+    state: TrainingState,
+    folder: Path,
+    last: int,
+    form: str = "pth",
+    batches=make_batch,
+    **settings,
+) -> Path:
     loop = LoopSettings(["xe_i2t", "xe_t2i"], last, checkpoint_every=100, test_every=0, **settings)
     monitor = Monitor(folder, CPU, state.iteration + 1, last, 2)
     saved: list[Path] = []
     train(
         TaskStep(state.model),
         state,
-        (make_batch(number) for number in count(state.iteration)),
+        (batches(number) for number in count(state.iteration)),
         lambda source: TaskContext(source, FeatureLevels()),
         loop,
         CPU,
@@ -107,13 +118,41 @@ def test_what_a_task_does_not_use_still_decays():
     assert not names["mask_feat"].grad.any()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
+def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, caplog):
+    """Feature values of one batch are NaN: the weights stay as they were and training goes on."""
+
+    def spoil(number: int) -> Batch:
+        batch = make_batch(number)
+        return replace(batch, features=batch.features * torch.nan) if number == 1 else batch
+
+    clean, state = make_state(), make_state()
+    run(clean, tmp_path / "clean", 1)
+    before = [value.clone() for value in clean.model.state_dict().values()]
+    run(state, tmp_path / "spoilt", 2, batches=spoil)  # iteration 2 is xe_i2t, which reads features
+    assert all(map(torch.equal, state.model.state_dict().values(), before))
+    assert "iteration 2, xe_i2t: the gradient is not finite (images a, b, c, d)" in caplog.text
+    run(state, tmp_path / "spoilt", 4)
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+
+
+def test_a_run_of_such_updates_ends_with_its_state_saved(tmp_path):
     state = make_state()
     with torch.no_grad():
         state.model.classifier.predictions.bias.fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match="xe_i2t"):
-        run(state, tmp_path, 2)
-    assert latest_checkpoint(tmp_path) is None
+        state.model.img_classifier.out_cluster.bias.fill_(torch.inf)
+    with pytest.raises(UserError, match=r"the 3\. time in a row"):
+        run(state, tmp_path, 8, max_skipped=3)
+    assert latest_checkpoint(tmp_path) is not None and state.iteration == 3
+
+
+def test_a_policy_in_trouble_is_told_once():
+    watch = PolicyWatch()
+    assert watch({"rl_i2t/collapsed": 0.1, "rl_i2t/reward": 2.0}) == []
+    (collapsed,) = watch({"rl_i2t/collapsed": 1.0})
+    assert "collapsed" in collapsed
+    (reward,) = watch({"rl_i2t/collapsed": 1.0, "rl_t2i/clip_score": float("nan")})
+    assert "rl_t2i/clip_score" in reward
+    assert watch({"rl_i2t/collapsed": 1.0, "rl_t2i/clip_score": float("nan")}) == []
 
 
 def test_weights_alone_cannot_be_resumed(tmp_path):
