@@ -48,6 +48,7 @@ def default_config() -> CfgNode:
     cfg.device = "auto"  # auto, cpu, cuda, cuda:1, mps
     cfg.distributed = 1  # join the process group when the launcher set one up
     cfg.fp16 = 1  # autocast where the device has it: bf16, else fp16 with loss scaling
+    cfg.max_skipped_updates = 20  # in a row, for gradients that are not finite; then stop
     cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
     cfg.log_time = 400
     cfg.checkpoint_time = 10000
@@ -76,7 +77,7 @@ def default_config() -> CfgNode:
     cfg.model_path = ""
     cfg.load_model_only = 0
     cfg.resume_from_latest = 1
-    cfg.restart_iteration = 0
+    cfg.restart_iteration = 0  # 1: count from 0 after a resume, with optimiser and weights kept
     cfg.pretrained_model = ""
     cfg.checkpoint_format = "pth"  # pth: the released layout; safetensors: weights and state apart
     # data
@@ -124,7 +125,6 @@ def default_config() -> CfgNode:
     cfg.solver.betas = [0.9, 0.999]
     cfg.solver.eps = 1e-6
     cfg.solver.grad_clip = 1.0
-    cfg.solver.max_skipped = 20  # updates in a row with a gradient that is not finite; then stop
     cfg.scheduler = CfgNode()
     cfg.scheduler.method = "WarmupCosineSchedule"
     cfg.scheduler.warmup_steps = 10000
@@ -430,7 +430,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "eval_fid",
         "eval_is",
     )
-    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard")
+    flags += ("restart_iteration", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
     for key in flags:
         if cfg[key] not in (0, 1):
             raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
@@ -440,12 +440,12 @@ def _check_ranges(cfg: CfgNode) -> None:
     at_least = {
         "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
         "grid_cluster_num": 1, "text_length": 3, "num_workers": 0, "log_time": 1, "test_num": -1,
-        "checkpoint_time": 1, "test_interval": 0, "restart_iteration": 0, "mse_loss": 0,
+        "checkpoint_time": 1, "test_interval": 0, "mse_loss": 0,
         "seed": 0, "label_smoothing_classes": 0,
         "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
-        "solver.max_skipped": 1,
+        "max_skipped_updates": 1,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,

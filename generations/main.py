@@ -148,7 +148,7 @@ def _loop_settings(cfg: CfgNode) -> LoopSettings:
         grad_clip=cfg.solver.grad_clip,
         checkpoint_every=cfg.checkpoint_time,
         test_every=cfg.test_interval,
-        max_skipped=cfg.solver.max_skipped,
+        max_skipped=cfg.max_skipped_updates,
         seed=cfg.seed,
     )
 
