@@ -168,6 +168,22 @@ def default_config() -> CfgNode:
     cfg.clip.train_steps = 400  # of the small one
     cfg.clip.batch_size = 128
     cfg.clip.lr = 3e-3
+    # how captions are written (inference.py); see docs/decoding.md
+    cfg.decoding = CfgNode()
+    cfg.decoding.method = "greedy"  # or beam, or sample
+    cfg.decoding.beam_size = 5
+    cfg.decoding.length_penalty = 0.0  # rank by log-probability / length ** this; 0: as it is
+    cfg.decoding.temperature = 1.0  # sample: of the logits; 0: greedy
+    cfg.decoding.top_k = 0  # sample: among the k most likely words; 0: all
+    cfg.decoding.top_p = 1.0  # sample: among the likeliest words that sum to this; 1: all
+    cfg.decoding.num_captions = 1  # beam, sample: captions an image
+    # how pictures are painted (sample_images.py)
+    cfg.painting = CfgNode()
+    cfg.painting.steps = 4
+    cfg.painting.schedule = "linear"  # or cosine
+    cfg.painting.temperature = -1.0  # of drawn tokens; 0: greedy; -1: 0, or 1 with num_samples > 1
+    cfg.num_samples = 1  # pictures a caption: the greedy one, the others drawn
+    cfg.rerank = "none"  # clip: the picture of highest CLIPScore comes first
     # inference and evaluation
     cfg.test_num = 499  # images; -1: all
     cfg.test_val2014 = 1  # painting captions: first of each image, test + val + restval, to 30000
@@ -366,6 +382,7 @@ def _resolve_paths(cfg: CfgNode) -> None:
 def _validate(cfg: CfgNode) -> None:
     _check_choices(cfg)
     _check_ranges(cfg)
+    _check_decoding(cfg)
     dense, discrete = cfg.use_grid_feat, cfg.use_grid_cluster
     if cfg.use_mix_feature and not (dense and discrete):
         off = "use_grid_feat" if not dense else "use_grid_cluster"
@@ -416,6 +433,9 @@ def _check_choices(cfg: CfgNode) -> None:
         ("reward.baseline", cfg.reward.baseline, ("greedy", "leave_one_out")),
         ("reward.document_frequency", cfg.reward.document_frequency, ("batch", "corpus")),
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
+        ("decoding.method", cfg.decoding.method, ("greedy", "beam", "sample")),
+        ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
+        ("rerank", cfg.rerank, ("none", "clip")),
     ]
     for key, value, known in choices:
         if value not in known:
@@ -436,6 +456,33 @@ def _check_choices(cfg: CfgNode) -> None:
             raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
 
 
+def _check_decoding(cfg: CfgNode) -> None:
+    how = cfg.decoding
+    if not 0 < how.top_p <= 1:
+        raise UserError(f"decoding.top_p must lie in (0, 1], not {how.top_p}")
+    if how.method == "greedy" and how.num_captions > 1:
+        raise UserError(
+            f"decoding.num_captions {how.num_captions}: greedy writes one caption; set "
+            "decoding.method beam or sample"
+        )
+    if how.method == "beam" and how.num_captions > how.beam_size:
+        raise UserError(
+            f"decoding.num_captions {how.num_captions} is more than decoding.beam_size "
+            f"{how.beam_size}; raise decoding.beam_size to {how.num_captions}"
+        )
+    if cfg.painting.temperature < 0 and cfg.painting.temperature != -1:
+        raise UserError(
+            f"painting.temperature must be 0 or more (or -1), not {cfg.painting.temperature}"
+        )
+    if cfg.painting.temperature == 0 and cfg.num_samples > 1:
+        raise UserError(
+            f"painting.temperature 0 makes all {cfg.num_samples} pictures of a caption the same; "
+            "raise it, for example to 1, or set num_samples 1"
+        )
+    if cfg.rerank == "clip" and cfg.num_samples == 1:
+        raise UserError("rerank clip has one picture to choose from; set num_samples 8, or so")
+
+
 def _check_ranges(cfg: CfgNode) -> None:
     at_least = {
         "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
@@ -450,6 +497,8 @@ def _check_ranges(cfg: CfgNode) -> None:
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,
         "init.std": 0, "init.mask_feat_std": 0,
+        "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
+        "decoding.top_k": 0, "painting.steps": 1, "num_samples": 1,
     }  # fmt: skip
     for key, low in at_least.items():
         node, last = _parent(cfg, key)

@@ -1,10 +1,14 @@
 """Image -> text: `python generations/inference.py [--config FILE] exp_id X key value ...`
 
-Captions the Karpathy test split, or with `--image FILE ...` raw images.
+Captions the Karpathy test split, or with `--image FILE ...` raw images. `decoding.method beam` or
+`sample` in place of greedy may write several captions an image: the best one goes into the COCO
+results file captions_<split>_<iteration>.json, as ever, and all of them, best first, into
+alternatives_<split>_<iteration>.json: {"decoding": settings, "images": [{"image_id", "captions":
+[{"caption", "log_probability", "score"}]}]}.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the package's own folder must not shadow libraries
@@ -21,8 +25,16 @@ from generations import cli, runtime
 from generations.datasets import read_split
 from generations.features import build_extractor, extractor_settings, load_image
 from generations.files import write_json
+from generations.modeling import UnifiedTransformer
 from generations.pipelines import assembly
-from generations.pipelines.captioning import CaptioningSettings, WrittenCaption, write_captions
+from generations.pipelines.captioning import (
+    CaptioningSettings,
+    WrittenAlternatives,
+    WrittenCaption,
+    best_captions,
+    write_alternatives,
+    write_captions,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with runtime.start(cfg.device, bool(cfg.distributed), bool(cfg.fp16)) as here:
         cli.quiet_unless(here.is_main)
         if arguments.image:
-            for path, entry in zip(
-                arguments.image, caption_files(cfg, here, arguments.image), strict=True
-            ):
+            written, alternatives = caption_files(cfg, here, arguments.image)
+            for path, entry in zip(arguments.image, written, strict=True):
                 logger.info("%s: %s", path, entry["caption"])
+                for other in alternatives[entry["image_id"]]["captions"] if alternatives else []:
+                    logger.info("  %.2f %s", other["score"], other["caption"])
         else:
             caption_split(cfg, here, arguments.split)
 
@@ -53,25 +66,49 @@ def caption_split(cfg: CfgNode, here: runtime.Runtime, split: str) -> list[Writt
         records = records[: cfg.test_num]
     mine = records[here.rank :: here.world_size]
     model, start = assembly.load_trained_model(cfg, here)
-    written = write_captions(
-        model,
-        assembly.open_tokenizer(cfg),
-        assembly.captioning_batches(cfg, mine),
-        CaptioningSettings(cfg.text_length, bool(cfg.collapse_repeats)),
-        here,
-        total=len(mine),
+    written, alternatives = _caption(
+        cfg, here, model, assembly.captioning_batches(cfg, mine), len(mine)
     )
     path = assembly.run_folder(cfg) / f"captions_{split}_{start.iteration:07d}.json"
     if here.is_main:
         write_json(path, written)
         logger.info("wrote %d captions to %s", len(written), path)
+        if alternatives:
+            others = path.with_name(path.name.replace("captions_", "alternatives_", 1))
+            write_json(others, {"decoding": dict(cfg.decoding), "images": alternatives})
+            logger.info("wrote the alternatives to %s", others)
     return written
+
+
+def captioning_settings(cfg: CfgNode) -> CaptioningSettings:
+    """How the configuration wants captions to be written."""
+    how = dict(cfg.decoding)
+    return CaptioningSettings(cfg.text_length, bool(cfg.collapse_repeats), seed=cfg.seed, **how)
+
+
+def _caption(
+    cfg: CfgNode,
+    here: runtime.Runtime,
+    model: UnifiedTransformer,
+    batches: Iterable[tuple[list[int], dict[str, Tensor]]],
+    total: int,
+) -> tuple[list[WrittenCaption], list[WrittenAlternatives]]:
+    """Captions, and where several an image are asked for, all of them; else none."""
+    settings, tokenizer = captioning_settings(cfg), assembly.open_tokenizer(cfg)
+    if settings.num_captions == 1:
+        return write_captions(model, tokenizer, batches, settings, here, total), []
+    alternatives = write_alternatives(model, tokenizer, batches, settings, here, total)
+    return best_captions(alternatives), alternatives
 
 
 def caption_files(
     cfg: CfgNode, here: runtime.Runtime, paths: Sequence[str]
-) -> list[WrittenCaption]:
-    """Caption raw images through the configured extractor; image ids count from 0."""
+) -> tuple[list[WrittenCaption], list[WrittenAlternatives]]:
+    """Caption raw images through the configured extractor; image ids count from 0.
+
+    Returns:
+        the best captions, and with decoding.num_captions above 1 all of them (else none).
+    """
     extractor = build_extractor(extractor_settings(cfg))
     pixels = [load_image(path, cfg.features.image_size) for path in paths]
     model, _ = assembly.load_trained_model(cfg, here)
@@ -88,14 +125,7 @@ def caption_files(
                 codebook = model.cluster_codebook.weight.cpu()
                 yield ids, {"cluster_ids": torch.cdist(features, codebook[None]).argmin(-1)}
 
-    return write_captions(
-        model,
-        assembly.open_tokenizer(cfg),
-        batches(),
-        CaptioningSettings(cfg.text_length, bool(cfg.collapse_repeats)),
-        here,
-        total=len(pixels),
-    )
+    return _caption(cfg, here, model, batches(), len(pixels))
 
 
 if __name__ == "__main__":

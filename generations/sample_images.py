@@ -1,6 +1,7 @@
 """Text -> image: `python generations/sample_images.py [--config FILE] exp_id X key value ...`
 
-Paints the test captions, or `--caption "..."`, or the lines of `--captions-file FILE`.
+Paints the test captions, or `--caption "..."`, or the lines of `--captions-file FILE`. With
+`num_samples 8 rerank clip` each caption's picture is the one of 8 that CLIP finds most fitting.
 """
 
 import sys
@@ -12,10 +13,12 @@ if not __package__:  # run as a script: the package's own folder must not shadow
 
 import logging
 from argparse import ArgumentParser, Namespace
+from typing import Any
 
 from yacs.config import CfgNode
 
 from generations import cli, runtime
+from generations.clip import load_clip
 from generations.datasets import clean_caption, painting_captions, read_karpathy
 from generations.errors import UserError
 from generations.pipelines import assembly
@@ -35,30 +38,56 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--caption", nargs="+", metavar="TEXT", help="captions to paint")
     parser.add_argument("--captions-file", metavar="FILE", help="one caption a line")
-    parser.add_argument("--steps", type=int, default=4, help="mask-predict steps (default: 4)")
+    parser.add_argument("--steps", type=int, help="mask-predict steps, in place of painting.steps")
     parser.add_argument("--out", metavar="FOLDER", help="where the pictures go")
 
 
 def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     """Paint what was asked for; returns the manifest's path."""
-    if arguments.steps < 1:
-        raise UserError(f"--steps must be at least 1, not {arguments.steps}")
+    steps = cfg.painting.steps if arguments.steps is None else arguments.steps
+    if steps < 1:
+        raise UserError(f"--steps must be at least 1, not {steps}")
     source, found = requests(cfg, arguments)
+    clip = None
+    if cfg.rerank == "clip":
+        clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
     model, start = assembly.load_trained_model(cfg, here)
     parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else assembly.run_folder(cfg)
     folder = Path(arguments.out or parent / f"images_{source}_{start.iteration:07d}")
+    settings = PaintingSettings(
+        cfg.text_length,
+        steps,
+        cfg.samples_per_gpu,
+        cfg.seed,
+        cfg.painting.schedule,
+        cfg.painting.temperature,
+        cfg.num_samples,
+        cfg.clip.prompt,
+    )
     manifest = paint_captions(
         model,
         assembly.load_image_generator(cfg, here),
         assembly.open_tokenizer(cfg),
         found,
         folder,
-        PaintingSettings(cfg.text_length, arguments.steps, cfg.samples_per_gpu, cfg.seed),
+        settings,
         here,
-        {"checkpoint": start.path, "iteration": start.iteration, "steps": arguments.steps},
+        {"checkpoint": start.path, "iteration": start.iteration, **_how(cfg, settings)},
+        clip,
     )
     logger.info("painted %d pictures into %s", len(found), folder)
     return manifest
+
+
+def _how(cfg: CfgNode, settings: PaintingSettings) -> dict[str, Any]:
+    """What the manifest says about the painting."""
+    return {
+        "steps": settings.steps,
+        "schedule": settings.schedule,
+        "temperature": settings.heat,
+        "num_samples": settings.num_samples,
+        "rerank": cfg.rerank,
+    }
 
 
 def requests(cfg: CfgNode, arguments: Namespace) -> tuple[str, list[PaintingRequest]]:

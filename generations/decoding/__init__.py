@@ -1,6 +1,24 @@
 """Reading sequences out of the model: captions left to right, images by mask-predict."""
 
-from generations.decoding.captions import caption_tokens, cut_after_eos
+from generations.decoding.beam import beam_captions
+from generations.decoding.captions import (
+    Hypotheses,
+    caption_tokens,
+    cut_after_eos,
+    sampled_captions,
+)
 from generations.decoding.images import PaintingStep, image_tokens, painting_steps
+from generations.decoding.sampling import choose_tokens, draw_uniforms
 
-__all__ = ["PaintingStep", "caption_tokens", "cut_after_eos", "image_tokens", "painting_steps"]
+__all__ = [
+    "Hypotheses",
+    "PaintingStep",
+    "beam_captions",
+    "caption_tokens",
+    "choose_tokens",
+    "cut_after_eos",
+    "draw_uniforms",
+    "image_tokens",
+    "painting_steps",
+    "sampled_captions",
+]

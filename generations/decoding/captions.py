@@ -6,14 +6,34 @@ positions are not computed, the head runs at one position, and ended captions le
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
 
 Choice = Callable[[Tensor], Tensor]  # logits (B, V) -> ids (B,)
+# logits (A, V), the rows (A,) of the batch that they belong to, the step -> ids (A,)
+RowChoice = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """C captions for each of B images, best score first.
+
+    Attributes:
+        ids: (B, C, T) as of `caption_tokens`.
+        log_probs: (B, C) natural logarithm of the model's probability of the caption: the sum
+            over what was written, the full stop included.
+        scores: (B, C) log_probs / length ** length_penalty; see `penalised`.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    scores: Tensor
 
 
 @torch.no_grad()
@@ -56,21 +76,100 @@ def decode(
     Returns:
         (B, T) ids as in `caption_tokens`.
     """
+    return decode_scored(model, vision, text_length, steps, lambda logits, *_: choose(logits))[0]
+
+
+def decode_scored(
+    model: UnifiedTransformer, vision: Tensor, text_length: int, steps: int, choose: RowChoice
+) -> tuple[Tensor, Tensor]:
+    """As `decode`, with a choice that is told rows and step.
+
+    Returns:
+        (B, T) ids, and the logarithm of their probability under the model, (B,) float32.
+    """
     ids = blank_caption(len(vision), text_length, vision.device)  # (B, T)
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
+    log_probs = torch.zeros(len(vision), device=vision.device)
     active = torch.arange(len(vision), device=vision.device)
     for step in range(1, steps + 1):
-        chosen = choose(next_logits(model, vision, ids, step))
+        logits = next_logits(model, vision, ids, step)
+        chosen = choose(logits, active, step)
         ids[:, step] = chosen
         written[active, step] = chosen
+        log_probs[active] += log_probability(logits, chosen)
         going = chosen != EOS
         if not going.all():
             # ended captions leave the batch
             active, vision, ids = active[going], vision[going], ids[going]
         if not len(active):
             break
-    return written
+    return written, log_probs
+
+
+@torch.no_grad()
+def sampled_captions(
+    model: UnifiedTransformer,
+    uniforms: Tensor,
+    features: Tensor | None = None,
+    cluster_ids: Tensor | None = None,
+    text_length: int = 17,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    length_penalty: float = 0.0,
+) -> Hypotheses:
+    """Captions drawn at random, several an image.
+
+    Args:
+        model: its mode decides about dropout; call `eval()` first for reproducible captions.
+        uniforms: (B, C, S) in [0, 1) of `draw_uniforms`: C captions an image, of at most S written
+            positions; S is at most L.
+        features: (B, N, D) dense grid features; or
+        cluster_ids: (B, N) ids that are looked up in the codebook.
+        text_length: L.
+        temperature: see `choose_tokens`, as are top_k and top_p.
+        length_penalty: see `penalised`.
+
+    Returns:
+        all that were drawn, also when one was drawn twice, best score first.
+    """
+    vision = model.encode_vision(features, cluster_ids)  # once an image
+    images, captions, steps = uniforms.shape
+    flat = uniforms.to(vision.device).flatten(0, 1)
+
+    def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        return choose_tokens(logits, flat[rows, step - 1], temperature, top_k, top_p)
+
+    vision = vision.repeat_interleave(captions, 0)
+    ids, log_probs = decode_scored(model, vision, text_length, steps, choose)
+    scores = penalised(log_probs, caption_lengths(ids, steps), length_penalty)
+    shape = (images, captions)
+    return best_first(ids.view(*shape, -1), log_probs.view(shape), scores.view(shape), captions)
+
+
+def best_first(ids: Tensor, log_probs: Tensor, scores: Tensor, count: int) -> Hypotheses:
+    """The `count` best of captions (B, C, T), by scores (B, C)."""
+    scores, places = scores.topk(min(count, scores.shape[1]), dim=1)
+    ids = ids.gather(1, places[..., None].expand(-1, -1, ids.shape[-1]))
+    return Hypotheses(ids, log_probs.gather(1, places), scores)
+
+
+def penalised(log_probs: Tensor, lengths: Tensor | int, length_penalty: float) -> Tensor:
+    """log_probs / lengths ** length_penalty: 0 ranks by probability, more favours long captions."""
+    return log_probs / torch.as_tensor(lengths).to(log_probs) ** length_penalty
+
+
+def caption_lengths(ids: Tensor, steps: int) -> Tensor:
+    """Written positions of captions (..., T), the full stop included, at most `steps`: (...)."""
+    ended = (ids[..., 1 : steps + 1] == EOS).cumsum(-1)
+    return steps - (ended > 0).sum(-1) + (ended[..., -1] > 0).long()
+
+
+def log_probability(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logarithm (B,) float32 of the probability that logits (B, V) give to ids (B,)."""
+    logits = logits.float()
+    return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: int) -> Tensor:

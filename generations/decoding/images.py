@@ -1,5 +1,6 @@
 """Text -> image: iterative mask-predict over the grid tokens. Source: SPEC 7, paper section 3.4."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import PAD
+
+SCHEDULES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -27,29 +31,49 @@ class PaintingStep:
 
 
 @torch.no_grad()
-def image_tokens(model: UnifiedTransformer, text_ids: Tensor, steps: int = 4) -> Tensor:
-    """Greedy grid tokens.
+def image_tokens(
+    model: UnifiedTransformer,
+    text_ids: Tensor,
+    steps: int = 4,
+    schedule: str = "linear",
+    temperature: float = 0.0,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Grid tokens, greedy unless a temperature is given.
 
     Args:
         model: its mode decides about dropout; call `eval()` first for reproducible pictures.
         text_ids: (B, T) captions as [CLS] ... [SEP] PAD.
         steps: number of mask-predict steps, at least 1.
+        schedule: see `cells_again`.
+        temperature: see `painting_steps`, as is uniforms, which may hold S pictures a caption.
 
     Returns:
-        (B, N) cluster ids.
+        (B, N) cluster ids; with uniforms (B * S, N), the S of a caption one after the other.
     """
-    *_, last = painting_steps(model, text_ids, steps)
+    *_, last = painting_steps(
+        model, text_ids, steps, schedule=schedule, temperature=temperature, uniforms=uniforms
+    )
     return last.cluster_ids
 
 
 def painting_steps(
-    model: UnifiedTransformer, text_ids: Tensor, steps: int = 4, recompute: bool = False
+    model: UnifiedTransformer,
+    text_ids: Tensor,
+    steps: int = 4,
+    recompute: bool = False,
+    schedule: str = "linear",
+    temperature: float = 0.0,
+    uniforms: Tensor | None = None,
 ) -> Iterator[PaintingStep]:
     """The steps of mask-predict, one after the other; gradients follow the caller's grad mode.
 
     All positions start masked. A step predicts every position and writes the masked ones; then the
-    n least certain of all positions are masked again, n falling linearly to 0. The language stream
-    does not depend on the picture and is computed once.
+    n least certain of all positions are masked again, n falling to 0. The language stream does not
+    depend on the picture and is computed once.
+
+    A cell's certainty is the model's probability of its token where one was written in this step,
+    and of the likeliest token elsewhere; without sampling the two are the same.
 
     Args:
         model: the network.
@@ -57,24 +81,54 @@ def painting_steps(
         steps: number of mask-predict steps, at least 1.
         recompute: keep no activations of a step for the backward pass, which runs the step again
             with the same dropout.
+        schedule: how n falls; see `cells_again`.
+        temperature: the tokens are drawn from the prediction at this temperature; 0: the likeliest.
+        uniforms: (B, S, steps, N) in [0, 1) of `draw_uniforms`, which the drawing needs: S pictures
+            of each caption, in B * S rows.
     """
+    if temperature and uniforms is None:
+        raise ValueError("temperature is not 0: pass the uniform numbers that tokens are drawn by")
     text_mask = text_ids != PAD
     text = model.encode_text(text_ids, text_mask)
+    if uniforms is not None:
+        samples = uniforms.shape[1]
+        uniforms = uniforms.to(text_ids.device).flatten(0, 1)  # (B * S, steps, N)
+        text, text_mask = (x.repeat_interleave(samples, 0) for x in (text, text_mask))
     cells = model.size.grid_size**2
-    masked = torch.ones(len(text_ids), cells, dtype=torch.bool, device=text_ids.device)
+    masked = torch.ones(len(text), cells, dtype=torch.bool, device=text_ids.device)
     cluster_ids = torch.zeros_like(masked, dtype=torch.long)
     for step in range(steps):
         inputs = (model, text, text_mask, cluster_ids, masked)
         logits = (
             checkpoint(predict, *inputs, use_reentrant=False) if recompute else predict(*inputs)
         )
-        certainty, predicted = logits.detach().softmax(-1).max(-1)  # (B, N)
+        chances = logits.detach().softmax(-1)
+        certainty, predicted = chances.max(-1)  # (B, N)
+        if temperature and uniforms is not None:
+            predicted = choose_tokens(logits.detach(), uniforms[:, step], temperature)
+            drawn = chances.gather(-1, predicted[..., None]).squeeze(-1)
+            certainty = torch.where(masked, drawn, certainty)
         cluster_ids = torch.where(masked, predicted, cluster_ids)
         yield PaintingStep(logits, masked, cluster_ids)
-        again = int((steps - (step + 1)) / steps * cells)
+        again = cells_again(step, steps, cells, schedule)
         if again == 0:
             return
         masked = torch.zeros_like(masked).scatter(1, least(certainty, again), True)
+
+
+def cells_again(step: int, steps: int, cells: int, schedule: str = "linear") -> int:
+    """How many of the cells are masked again after a step (from 0), falling to 0.
+
+    Args:
+        schedule: linear, of the paper; or cosine, which settles few cells at first and many later.
+
+    Source: SPEC 7; Chang et al. 2022 (MaskGIT), section 3.3.
+    """
+    if schedule == "cosine":
+        return int(math.cos(math.pi / 2 * (step + 1) / steps) * cells)
+    if schedule != "linear":
+        raise ValueError(f"schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
+    return int((steps - (step + 1)) / steps * cells)
 
 
 def predict(

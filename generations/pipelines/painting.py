@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from generations.clip import PROMPT, ClipModel
 from generations.datasets import CaptionTokenizer
-from generations.decoding import image_tokens
+from generations.decoding import draw_uniforms, image_tokens
 from generations.files import atomic_path, write_json
 from generations.modeling import UnifiedTransformer
 from generations.progress import progress_bar
+from generations.rewards.clip_score import clip_score
 from generations.runtime import Runtime, derive_seed, gather_lists, wait_for_all
 
 NAME_BYTES = 200  # of a file name, which most file systems end at 255
@@ -37,14 +39,42 @@ class PaintingSettings:
     Attributes:
         text_length: L; longer captions are cropped.
         steps: of mask-predict.
-        batch_size: captions at once on each process.
-        seed: of the image generator's noise, if that is on.
+        batch_size: pictures at once on each process; the samples of a caption stay together.
+        seed: of the tokens that are drawn, and of the image generator's noise, if that is on.
+        schedule: linear or cosine, how the number of masked cells falls.
+        temperature: of drawn tokens; 0: greedy; -1: 0 for one sample, 1 for several.
+        num_samples: pictures a caption; of several, the first is the greedy one.
+        prompt: what stands before a caption that CLIP compares pictures with.
     """
 
     text_length: int = 17
     steps: int = 4
     batch_size: int = 32
     seed: int = 0
+    schedule: str = "linear"
+    temperature: float = -1.0
+    num_samples: int = 1
+    prompt: str = PROMPT
+
+    @property
+    def heat(self) -> float:
+        """The temperature of drawn tokens, what -1 stands for worked out."""
+        return self.temperature if self.temperature >= 0 else float(self.num_samples > 1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """S pictures of each of B captions, the best one first where they were ranked.
+
+    Attributes:
+        pixels: (B, S, side, side, 3) uint8, on the CPU.
+        cluster_ids: (B, S, N), on the CPU.
+        scores: (B, S) CLIPScores in [0, 250]; None: not ranked.
+    """
+
+    pixels: Tensor
+    cluster_ids: Tensor
+    scores: Tensor | None = None
 
 
 @torch.no_grad()
@@ -55,7 +85,7 @@ def paint(
     steps: int = 4,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Paint captions.
+    """Paint captions, greedily.
 
     Args:
         model: the transformer, in eval mode.
@@ -72,6 +102,64 @@ def paint(
     cluster_ids = image_tokens(model, text_ids, steps)  # (B, N)
     pixels = decode_pixels(generator, model.cluster_codebook(cluster_ids), seed)
     return pixels.cpu(), cluster_ids.cpu()
+
+
+@torch.no_grad()
+def paint_samples(
+    model: UnifiedTransformer,
+    generator: nn.Module,
+    text_ids: Tensor,
+    settings: PaintingSettings,
+    seeds: Sequence[int],
+    noise_seed: int = 0,
+) -> Samples:
+    """Paint several pictures of each caption.
+
+    Args:
+        model: the transformer, in eval mode.
+        generator: as of `paint`.
+        text_ids: (B, T) as of `CaptionTokenizer.encode_for_painting`.
+        settings: how to paint.
+        seeds: B, what the tokens of each caption's pictures are drawn from.
+        noise_seed: of the image generator's noise, if that is on.
+
+    Returns:
+        The samples; of several, the greedy picture first.
+    """
+    steps, schedule, drawn = settings.steps, settings.schedule, settings.num_samples
+    parts: list[Tensor] = []  # (B, S, N), S adding up to num_samples
+    if drawn > 1 or not settings.heat:
+        parts.append(image_tokens(model, text_ids, steps, schedule)[:, None])
+        drawn -= 1
+    if drawn:
+        uniforms = draw_uniforms(seeds, drawn, steps, model.size.grid_size**2)
+        ids = image_tokens(model, text_ids, steps, schedule, settings.heat, uniforms)
+        parts.append(ids.unflatten(0, (len(text_ids), drawn)))
+    cluster_ids = torch.cat(parts, 1)
+    features = model.cluster_codebook(cluster_ids.flatten(0, 1))
+    pixels = decode_pixels(generator, features, noise_seed).unflatten(0, cluster_ids.shape[:2])
+    return Samples(pixels.cpu(), cluster_ids.cpu())
+
+
+@torch.no_grad()
+def rerank(
+    samples: Samples, clip: ClipModel, captions: Sequence[str], prompt: str = PROMPT
+) -> Samples:
+    """Sort each caption's pictures by CLIPScore, the best first; equal ones keep their order.
+
+    Args:
+        samples: of B captions.
+        clip: any CLIP.
+        captions: B texts that the pictures are to fit.
+        prompt: what stands before each caption.
+    """
+    rows = []
+    for pictures, caption in zip(samples.pixels, captions, strict=True):
+        pixels = pictures.to(clip.mean.device).permute(0, 3, 1, 2).float() / 255
+        rows.append(clip_score(clip, pixels, [caption] * len(pixels), prompt).cpu())
+    scores, order = torch.stack(rows).sort(dim=1, descending=True, stable=True)
+    every = torch.arange(len(order))[:, None]
+    return Samples(samples.pixels[every, order], samples.cluster_ids[every, order], scores)
 
 
 def decode_pixels(generator: nn.Module, features: Tensor, seed: int = 0) -> Tensor:
@@ -92,11 +180,13 @@ def paint_captions(
     settings: PaintingSettings,
     runtime: Runtime,
     details: dict[str, Any] | None = None,
+    clip: ClipModel | None = None,
 ) -> Path:
     """Paint every request into `folder` and write its manifest.
 
     Pictures are `img<number>.<caption>.png`, numbered from 1; the manifest holds the full captions,
-    which a file name may not be able to.
+    which a file name may not be able to. Of several samples the first one has that name; all but
+    the first are `samples/img<number>.<sample>.png`, with samples numbered from 2.
 
     Args:
         model: in eval mode, on the runtime's device.
@@ -107,34 +197,38 @@ def paint_captions(
         settings: how to paint.
         runtime: where to run; each process paints its share.
         details: goes into the manifest (checkpoint, iteration).
+        clip: puts the samples of each caption in order, best first; None: the greedy one is first.
 
     Returns:
         Path of the manifest: {..., "items": [{"file", "caption", "image_id", "image_name",
-        "cluster_ids"}]}.
+        "cluster_ids"}]}; with several samples an item also has "samples": [{"file",
+        "cluster_ids"}], the first one included, and with CLIP each has its "clip_score".
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbered = list(enumerate(requests, 1))[runtime.rank :: runtime.world_size]
     items: list[tuple[int, dict[str, Any]]] = []
+    captions_at_once = max(1, settings.batch_size // settings.num_samples)
     with progress_bar(len(numbered), "painting", "image", hidden=not runtime.is_main) as bar:
-        for start in range(0, len(numbered), settings.batch_size):
-            part = numbered[start : start + settings.batch_size]
+        for start in range(0, len(numbered), captions_at_once):
+            part = numbered[start : start + captions_at_once]
             ids = [
                 tokenizer.encode_for_painting(request.caption, settings.text_length)
                 for _, request in part
             ]
             with runtime.autocast():
-                pixels, clusters = paint(
+                samples = paint_samples(
                     model,
                     generator,
                     torch.tensor(ids, device=runtime.device),
-                    settings.steps,
+                    settings,
+                    [derive_seed(settings.seed, number, 1) for number, _ in part],
                     derive_seed(settings.seed, part[0][0]),  # other noise in every batch
                 )
-            for (number, request), picture, cells in zip(part, pixels, clusters, strict=True):
-                name = picture_name(number, request.caption)
-                save_png(folder / name, picture.numpy())
-                item = {"file": name, **vars(request), "cluster_ids": cells.tolist()}
-                items.append((number, item))
+            if clip is not None:
+                captions = [request.caption for _, request in part]
+                samples = rerank(samples, clip, captions, settings.prompt)
+            for place, (number, request) in enumerate(part):
+                items.append((number, _save(folder, number, request, samples, place)))
             bar.update(len(part))
     ordered = [item for _, item in sorted(gather_lists(items, runtime), key=lambda pair: pair[0])]
     manifest = folder / "manifest.json"
@@ -142,6 +236,29 @@ def paint_captions(
         write_json(manifest, {**(details or {}), "items": ordered})
     wait_for_all(runtime)
     return manifest
+
+
+def _save(
+    folder: Path, number: int, request: PaintingRequest, samples: Samples, place: int
+) -> dict[str, Any]:
+    """Write the pictures of one caption; returns its item of the manifest."""
+    pixels, cluster_ids = samples.pixels[place].numpy(), samples.cluster_ids[place].tolist()
+    name = picture_name(number, request.caption)
+    files = [name, *(f"samples/img{number}.{other}.png" for other in range(2, len(pixels) + 1))]
+    if len(files) > 1:
+        (folder / "samples").mkdir(exist_ok=True)
+    for file, picture in zip(files, pixels, strict=True):
+        save_png(folder / file, picture)
+    item: dict[str, Any] = {"file": name, **vars(request), "cluster_ids": cluster_ids[0]}
+    if len(files) == 1:
+        return item
+    listed: list[dict[str, Any]] = [
+        {"file": file, "cluster_ids": cells} for file, cells in zip(files, cluster_ids, strict=True)
+    ]
+    if samples.scores is not None:
+        for entry, score in zip(listed, samples.scores[place].tolist(), strict=True):
+            entry["clip_score"] = round(score, 3)
+    return {**item, "samples": listed}
 
 
 def picture_name(number: int, caption: str) -> str:
