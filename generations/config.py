@@ -32,6 +32,7 @@ PATHS = (
     *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
     *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
+    "eval_weights",
     *DATA_FILES,
 )
 
@@ -171,6 +172,12 @@ def default_config() -> CfgNode:
     cfg.eval_rprec = 0
     cfg.eval_rprec_hard = 0
     cfg.evaluate_images_dir = ""
+    # evaluation networks of FID, KID and IS
+    cfg.eval_protocol = "torchvision"  # or tf: the field's Inception; network: CLIP's image half
+    cfg.eval_weights = ""  # Inception's file; '': the library downloads it
+    cfg.eval_image_size = 256  # side of the square that real images are resized to
+    cfg.eval_batch_size = 64
+    cfg.eval_skip_bad = 0  # 1: leave out pictures that cannot be read, and count them
     return cfg
 
 
@@ -391,6 +398,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("reward.baseline", cfg.reward.baseline, ("greedy", "leave_one_out")),
         ("reward.document_frequency", cfg.reward.document_frequency, ("batch", "corpus")),
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
+        ("eval_protocol", cfg.eval_protocol, ("torchvision", "tf", "network")),
     ]
     for key, value, known in choices:
         if value not in known:
@@ -405,7 +413,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "eval_fid",
         "eval_is",
     )
-    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard")
+    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard", "eval_skip_bad")
     for key in flags:
         if cfg[key] not in (0, 1):
             raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
@@ -416,7 +424,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
         "grid_cluster_num": 1, "text_length": 3, "num_workers": 0, "log_time": 1, "test_num": -1,
         "checkpoint_time": 1, "test_interval": 0, "restart_iteration": 0, "mse_loss": 0,
-        "seed": 0, "label_smoothing_classes": 0,
+        "seed": 0, "label_smoothing_classes": 0, "eval_image_size": 1, "eval_batch_size": 1,
         "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,

@@ -18,7 +18,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def load_image(path: str | Path, size: int) -> np.ndarray:
+def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
     """Read an image file and resize it to a square (the aspect ratio is not kept).
 
     Turned as its EXIF tag says; transparency is laid over white; 16 bits are scaled to 8; of an
@@ -26,10 +26,10 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
 
     Args:
         path: a file in one of `FORMATS`; its suffix does not matter.
-        size: side of the square in pixels.
+        size: side of the square in pixels; None: leave the image as large as it is.
 
     Returns:
-        (size, size, 3) uint8 RGB.
+        (size, size, 3) uint8 RGB; without a size (height, width, 3).
 
     Raises:
         UserError: absent, truncated, empty, no image, or larger than `MAX_PIXELS`.
@@ -44,7 +44,7 @@ def load_image(path: str | Path, size: int) -> np.ndarray:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 rgb = _to_rgb(ImageOps.exif_transpose(image))
-                if rgb.size != (size, size):
+                if size is not None and rgb.size != (size, size):
                     rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
                 return np.asarray(rgb)
     except FileNotFoundError:

@@ -28,5 +28,9 @@ def clip_score(
     """
     if len(pixels) != len(captions):
         raise ValueError(f"{len(pixels)} pictures, but {len(captions)} captions")
-    cosines = (clip.encode_images(pixels) * clip.encode_text(captions, prompt)).sum(dim=1)
-    return WEIGHT * (100 * cosines).clamp(min=0)
+    return score_embeddings(clip.encode_images(pixels), clip.encode_text(captions, prompt))
+
+
+def score_embeddings(images: Tensor, texts: Tensor) -> Tensor:
+    """CLIPScores (B,) of unit vectors (B, E) of pictures and of their captions."""
+    return WEIGHT * (100 * (images * texts).sum(dim=1)).clamp(min=0)
