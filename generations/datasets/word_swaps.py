@@ -40,6 +40,9 @@ ING_NOUNS = _set(
     "pudding topping stuffing landing"
 )
 PLURALS = _set("people men women children sheep geese feet teeth mice knives leaves")
+NO_THINGS = _set(
+    "picture photo photograph image view scene shot place close"
+)  # of the picture itself
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[.,;:!?]")
 
 
@@ -77,7 +80,7 @@ def find_words(captions: Sequence[str]) -> WordKinds:
     forms: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     forms["color"] = {word: "" for word in COLORS if word in counts}
     forms["number"] = {word: "" for word in NUMBERS if word in counts}
-    listed = COLORS | NUMBERS | FUNCTION_WORDS | ENDS
+    listed = COLORS | NUMBERS | FUNCTION_WORDS | ENDS | NO_THINGS
     frequent = [word for word, seen in counts.items() if seen >= LEAST_SEEN and word not in listed]
     for word in frequent:
         form = _verb_form(word, counts)

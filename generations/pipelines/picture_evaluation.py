@@ -110,23 +110,25 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
             if meter is not None:
                 meter.update(places, pixels)
     figures: dict[str, float] = {}
-    details: dict[str, Any] = {"protocol": []}
+    protocol: list[str] = []
+    details: dict[str, Any] = {}
     per_item: list[dict[str, Any]] = []
     if by_captions is not None:
         embeddings = by_captions.embeddings(here)
         figures |= _clip_figures(cfg, clip()[1], embeddings, hard)
         per_item = _per_item(pictures, embeddings)
         details["images"] = len(embeddings.places)
-        details["protocol"].append(f"CLIP {clip_name(cfg)}, prompt {cfg.clip.prompt!r}")
+        protocol.append(f"CLIP {clip_name(cfg)}, prompt {cfg.clip.prompt!r}")
         details["clip_weights_sha256"] = _file_hash(cfg.clip.weights)
     if hard:
         details["hard_captions"] = {kind: len(swapped) for kind, swapped in hard.items()}
     if network is not None and features is not None:
         features.gather(here)
+        protocol.append(f"{network.label} features")
         figures |= _feature_figures(cfg, network, features, reals, here, details)
     details["images_listed"] = len(files)
     details["versions"] = {name: metadata.version(name) for name in LIBRARIES}
-    return PictureFigures(figures, details, per_item)
+    return PictureFigures(figures, {"protocol": "; ".join(protocol), **details}, per_item)
 
 
 def clip_name(cfg: CfgNode) -> str:
@@ -215,7 +217,6 @@ def _feature_figures(
     """FID, KID and IS; adds to `details` what they are of."""
     figures: dict[str, float] = {}
     details["images"] = features.statistics.count
-    details["protocol"].append(f"{network.label} features")
     details["network"] = {"name": network.label, "weights_sha256": network.weights_hash}
     if reals:
         real = real_statistics(cfg, network, reals, here)
