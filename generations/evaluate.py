@@ -109,8 +109,13 @@ def _write(result: Result, per_item: bool) -> Path:
 
 def _table(result: Result) -> str:
     width = max(map(len, result.figures))
-    rows = [f"  {name:<{width}}  {value:.4f}" for name, value in result.figures.items()]
+    rows = [f"  {name:<{width}}  {_number(value)}" for name, value in result.figures.items()]
     return "\n".join([f"{result.name}: {result.details['images']} images", *rows])
+
+
+def _number(value: float) -> str:
+    """KID of good pictures is a few hundred-thousandths."""
+    return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.2e}"
 
 
 # --- captions ------------------------------------------------------------------------------------

@@ -268,8 +268,11 @@ def _cache_file(cfg: CfgNode, network: EvaluationNetwork, files: Sequence[Path])
     facts = [network.label, network.weights_hash]
     facts += [str(cfg[key]) for key in ("eval_image_size", "eval_skip_bad", "seed")]
     for file in files:
-        found = file.stat()
-        facts.append(f"{file}|{found.st_size}|{found.st_mtime_ns}")
+        try:
+            found = file.stat()
+            facts.append(f"{file}|{found.st_size}|{found.st_mtime_ns}")
+        except OSError:  # a broken link, which reading the pictures will name
+            facts.append(f"{file}|absent")
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return Path(cfg.data_dir) / CACHE / f"real_{network.label}_{key[:16]}.npz"
 

@@ -206,6 +206,15 @@ def test_bad_pictures_are_all_named_and_left_out_only_on_request(world, painted)
         list(read_pictures(files, range(2), 4, HERE, skip_bad=True))
 
 
+def test_real_images_that_are_gone_are_named(world, painted):
+    reals = painted.parent / "reals"
+    reals.mkdir()
+    Image.new("RGB", (4, 4)).save(reals / "0.png")
+    (reals / "1.png").symlink_to(reals / "gone.png")
+    with pytest.raises(UserError, match=r"1 of 2 .*1\.png does not exist"):
+        measure(world, painted, "eval_fid", "1", "gt_img_dir_5k", str(reals))
+
+
 def test_captions_and_pictures_must_belong_together(world, painted):
     (painted / "img3.png").unlink()
     Image.new("RGB", (4, 4)).save(painted / "extra.png")
