@@ -393,18 +393,19 @@ def _check_choices(cfg: CfgNode) -> None:
     choices = [
         *(("iteration_tasks", task, TASKS) for task in cfg.iteration_tasks),
         *(("train_split", split, SPLITS) for split in splits),
+        ("eval_protocol", cfg.eval_protocol, ("torchvision", "tf", "network")),
         ("scheduler.method", cfg.scheduler.method, ("WarmupCosineSchedule", "ConstantLRSchedule")),
         ("solver.optimizer", cfg.solver.optimizer, ("adamw", "adamw_transformers")),
         ("reward.baseline", cfg.reward.baseline, ("greedy", "leave_one_out")),
         ("reward.document_frequency", cfg.reward.document_frequency, ("batch", "corpus")),
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
-        ("eval_protocol", cfg.eval_protocol, ("torchvision", "tf", "network")),
     ]
     for key, value, known in choices:
         if value not in known:
             raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
+    flags += ("eval_skip_bad",)
     flags += (
         "use_clip_score",
         "recompute",
@@ -413,7 +414,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "eval_fid",
         "eval_is",
     )
-    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard", "eval_skip_bad")
+    flags += ("eval_clipscore", "eval_rprec", "eval_rprec_hard")
     for key in flags:
         if cfg[key] not in (0, 1):
             raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
@@ -424,8 +425,9 @@ def _check_ranges(cfg: CfgNode) -> None:
         "samples_per_gpu": 1, "gradient_accumulation_steps": 1, "grid_size": 1, "grid_feat_dim": 1,
         "grid_cluster_num": 1, "text_length": 3, "num_workers": 0, "log_time": 1, "test_num": -1,
         "checkpoint_time": 1, "test_interval": 0, "restart_iteration": 0, "mse_loss": 0,
-        "seed": 0, "label_smoothing_classes": 0, "eval_image_size": 1, "eval_batch_size": 1,
+        "seed": 0, "label_smoothing_classes": 0,
         "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
+        "eval_image_size": 1, "eval_batch_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
