@@ -195,6 +195,11 @@ def evaluate_painted_pictures(
         UserError: see `evaluate_pictures`.
     """
     if not any(cfg[flag] for flag in FLAGS):
+        if cfg.evaluate_images_dir:
+            raise UserError(
+                f"nothing is asked of evaluate_images_dir {cfg.evaluate_images_dir}: set one of "
+                f"{', '.join(FLAGS)} to 1"
+            )
         return None
     folder = _painted_folder(cfg)
     if folder is None:

@@ -152,8 +152,11 @@ def test_pictures_that_are_not_there_are_not_passed_over_in_silence(data, run, c
     with caplog.at_level(logging.INFO):
         evaluate.main([*data, "--caption-metrics", "rouge_l", "eval_fid", "1", "eval_rprec", "1"])
     assert "no painted pictures to score" in caplog.text
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
-        evaluate.main([*data, "evaluate_images_dir", str(run / "nowhere")])
+    other = (*data, "evaluate_images_dir", str(run / "nowhere"))
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        evaluate.main([*other, "eval_clipscore", "1"])
+    with pytest.raises(UserError, match=r"nothing is asked of .*nowhere"):
+        evaluate.main([*other, "eval_clipscore", "0"])
 
 
 # --- report.py
