@@ -40,9 +40,8 @@ ING_NOUNS = _set(
     "pudding topping stuffing landing"
 )
 PLURALS = _set("people men women children sheep geese feet teeth mice knives leaves")
-NO_THINGS = _set(
-    "picture photo photograph image view scene shot place close"
-)  # of the picture itself
+# of the picture itself
+NO_THINGS = _set("picture photo photograph image view scene shot place close")
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[.,;:!?]")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import open_clip
@@ -20,6 +21,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from generations.clip import load_clip
 from generations.errors import UserError
+from generations.metrics import inception
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.metrics.inception import load_inception
 from generations.metrics.inception_score import InceptionScoreSums, inception_score
@@ -152,6 +154,16 @@ def test_torchvision_protocol_equals_torchvision(tmp_path, pixels):
     np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
     with pytest.raises(UserError, match="not those of the tf Inception"):
         load_inception("tf", str(tmp_path / "inception_v3.pth"))
+
+
+@pytest.mark.parametrize("protocol", ["tf", "torchvision"])
+def test_what_to_do_without_network_access_is_said(protocol, monkeypatch):
+    def offline(url, **_):
+        raise URLError("no route")
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"no route.*get https://\S+\.pth and give eval_weights"):
+        load_inception(protocol)
 
 
 # --- CLIP ----------------------------------------------------------------------------------------
