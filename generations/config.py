@@ -35,6 +35,7 @@ PATHS = (
     *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
     *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
+    "eval_weights",
     *DATA_FILES,
 )
 
@@ -194,6 +195,12 @@ def default_config() -> CfgNode:
     cfg.eval_rprec = 0
     cfg.eval_rprec_hard = 0
     cfg.evaluate_images_dir = ""
+    # evaluation networks of FID, KID and IS
+    cfg.eval_protocol = "torchvision"  # or tf: the field's Inception; network: CLIP's image half
+    cfg.eval_weights = ""  # Inception's file; '': the library downloads it
+    cfg.eval_image_size = 256  # side of the square that real images are resized to
+    cfg.eval_batch_size = 64
+    cfg.eval_skip_bad = 0  # 1: leave out pictures that cannot be read, and count them
     return cfg
 
 
@@ -428,6 +435,7 @@ def _check_choices(cfg: CfgNode) -> None:
     choices = [
         *(("iteration_tasks", task, TASKS) for task in cfg.iteration_tasks),
         *(("train_split", split, SPLITS) for split in splits),
+        ("eval_protocol", cfg.eval_protocol, ("torchvision", "tf", "network")),
         ("scheduler.method", cfg.scheduler.method, ("WarmupCosineSchedule", "ConstantLRSchedule")),
         ("solver.optimizer", cfg.solver.optimizer, ("adamw", "adamw_transformers")),
         ("reward.baseline", cfg.reward.baseline, ("greedy", "leave_one_out")),
@@ -442,6 +450,7 @@ def _check_choices(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
+    flags += ("eval_skip_bad",)
     flags += (
         "use_clip_score",
         "recompute",
@@ -490,6 +499,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "checkpoint_time": 1, "test_interval": 0, "mse_loss": 0,
         "seed": 0, "label_smoothing_classes": 0,
         "model.hidden_size": 1, "model.num_heads": 1, "model.intermediate_size": 1,
+        "eval_image_size": 1, "eval_batch_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,

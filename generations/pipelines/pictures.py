@@ -1,36 +1,37 @@
-"""Scoring a folder of pictures painted from captions by CLIP: CLIPScore and R-precision.
+"""Folders of pictures: what lies in them, and reading them a batch at a time.
 
-Pictures are read a batch at a time: memory does not grow with their number.
+Memory does not grow with the number of pictures.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from generations.clip import ClipModel
 from generations.datasets import report_problems
 from generations.errors import UserError
 from generations.features import load_image
 from generations.files import read_json
-from generations.metrics.r_precision import draw_negatives, find_hits, summarize_hits
 from generations.progress import progress_bar
-from generations.rewards.clip_score import score_embeddings
+from generations.runtime import Runtime, gather_lists
 
 NAME = re.compile(r"img(\d+)\.(.+)\.png")  # of the original, which has no manifest
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class PaintedPicture:
-    """A picture's file and the caption it was painted from."""
+    """A picture's file, the caption it was painted from, and the image that this describes."""
 
     file: Path
     caption: str
+    image_id: int | None = None
 
 
 def read_painted_folder(folder: Path) -> list[PaintedPicture]:
@@ -49,10 +50,10 @@ def read_painted_folder(folder: Path) -> list[PaintedPicture]:
     items = content.get("items") if isinstance(content, dict) else None
     pictures: list[PaintedPicture] = []
     for place, item in enumerate(items if isinstance(items, list) else [], 1):
-        file, caption = _entry(item)
+        file, caption, image_id = _entry(item)
         if not file or not caption:
             raise UserError(f"manifest {manifest}: entry {place} needs a file and a caption")
-        pictures.append(PaintedPicture(folder / Path(file).name, caption))
+        pictures.append(PaintedPicture(folder / Path(file).name, caption, image_id))
     if not pictures:
         raise UserError(f"manifest {manifest} lists no pictures; paint some with sample_images.py")
     listed = {picture.file.name for picture in pictures}
@@ -67,85 +68,120 @@ def read_painted_folder(folder: Path) -> list[PaintedPicture]:
     return pictures
 
 
-def _entry(item: Any) -> tuple[str, str]:
-    file, caption = (item.get("file"), item.get("caption")) if isinstance(item, dict) else ("", "")
-    return (file, caption) if isinstance(file, str) and isinstance(caption, str) else ("", "")
+def _entry(item: Any) -> tuple[str, str, int | None]:
+    entry = item if isinstance(item, dict) else {}
+    file, caption, image_id = (entry.get(key) for key in ("file", "caption", "image_id"))
+    if not (isinstance(file, str) and isinstance(caption, str)):
+        return "", "", None
+    return file, caption, image_id if isinstance(image_id, int) else None
 
 
 def _read_names(folder: Path) -> list[PaintedPicture]:
-    found = sorted(
-        (int(match[1]), match[2], path)
-        for path in folder.glob("*.png")
-        if (match := NAME.fullmatch(path.name))
-    )
+    found: list[tuple[int, str, Path]] = []
+    bare: list[str] = []
+    for path in sorted(folder.glob("*.png")):
+        match = NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), match[2], path))
+        else:
+            bare.append(path.name)
     if not found:
         raise UserError(
             f"pictures to score: {folder} holds neither manifest.json nor pictures named "
-            "img<number>.<caption>.png"
+            "img<number>.<caption>.png; to measure FID and IS alone set eval_clipscore 0 "
+            "eval_rprec 0 eval_rprec_hard 0"
         )
-    return [PaintedPicture(path, caption) for _, caption, path in found]
+    report_problems(
+        f"pictures to score: {folder}",
+        [f"{name} has no caption in its name" for name in bare],
+        False,
+        "name them img<number>.<caption>.png, or take them out",
+    )
+    return [PaintedPicture(path, caption) for _, caption, path in sorted(found)]
 
 
-@dataclass(frozen=True)
-class ClipEmbeddings:
-    """Unit vectors of pictures and captions, (M, E) each."""
+def list_images(folder: Path, what: str) -> list[Path]:
+    """All image files in a folder and those below it, sorted.
 
-    images: Tensor
-    texts: Tensor
-
-
-@torch.no_grad()
-def embed(
-    clip: ClipModel, pictures: Sequence[PaintedPicture], prompt: str, batch_size: int
-) -> ClipEmbeddings:
-    """Embed pictures and captions.
+    Args:
+        folder: any folder of images; no captions are needed.
+        what: whose folder, for the error message.
 
     Raises:
-        UserError: pictures that cannot be read; all of them are named.
+        UserError: no such folder, or no images.
     """
-    images: list[Tensor] = []
-    texts: list[Tensor] = []
+    if not folder.is_dir():
+        raise UserError(f"{what}: there is no folder {folder}")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f"{what}: {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def read_pictures(
+    files: Sequence[Path],
+    places: Sequence[int],
+    batch_size: int,
+    here: Runtime,
+    *,
+    skip_bad: bool = False,
+    size: int | None = None,
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Read pictures in order, a batch at a time.
+
+    Args:
+        files: all pictures.
+        places: which of them this process reads.
+        batch_size: most pictures at once.
+        here: the processes that share the work; all of them must read to the end.
+        skip_bad: leave out what cannot be read, with a warning at the end that counts and names.
+        size: resize each to a square of that side (Lanczos, the aspect ratio is not kept).
+
+    Yields:
+        Places, and pixels (height, width, 3) uint8 of each. Once a picture could not be read and
+        `skip_bad` is off, nothing more is yielded: the rest is read for its errors alone.
+
+    Raises:
+        UserError: pictures that cannot be read, all of them named, on every process; or none can.
+    """
     problems: list[str] = []
-    with progress_bar(len(pictures), "CLIP", "image") as bar:
-        for start in range(0, len(pictures), batch_size):
-            part = pictures[start : start + batch_size]
-            pixels = []
-            for picture in part:
+    with progress_bar(len(places), "pictures", "image", hidden=not here.is_main) as bar:
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            good: list[int] = []
+            pixels: list[np.ndarray] = []
+            for place in part:
                 try:
-                    pixels.append(load_image(picture.file))
+                    pixels.append(_resized(load_image(files[place]), size))
+                    good.append(place)
                 except UserError as error:
                     problems.append(str(error))
-            if not problems:
-                images.append(_embed_pixels(clip, pixels))
-                texts.append(clip.encode_text([picture.caption for picture in part], prompt).cpu())
+            if good and (skip_bad or not problems):
+                yield good, pixels
             bar.update(len(part))
-    report_problems("pictures to score", problems, False, "paint them again, or remove them")
-    return ClipEmbeddings(torch.cat(images), torch.cat(texts))
+    problems = gather_lists(problems, here)
+    report_problems(
+        f"{len(problems)} of {len(files)} pictures are bad",
+        problems,
+        skip_bad and len(problems) < len(files),
+        "make them again or remove them, or leave them out with eval_skip_bad 1",
+    )
 
 
-def _embed_pixels(clip: ClipModel, pixels: Sequence[np.ndarray]) -> Tensor:
-    """Pictures (height, width, 3) uint8, of any sizes -> (B, E)."""
-    tensors = [torch.tensor(picture).permute(2, 0, 1).float() / 255 for picture in pixels]
-    if len({tensor.shape for tensor in tensors}) > 1:  # CLIP's size is common to all
-        ready = [clip.preprocess(tensor[None].to(clip.mean.device)) for tensor in tensors]
-        inputs = torch.cat(ready) * clip.std + clip.mean
-    else:
-        inputs = torch.stack(tensors).to(clip.mean.device)
-    return clip.encode_images(inputs).cpu()
+def share(count: int, here: Runtime, first: int = 0) -> range:
+    """The places, of those from `first` to `count`, that are this process's."""
+    return range(first + here.rank, count, here.world_size)
 
 
-def clip_scores(embeddings: ClipEmbeddings) -> np.ndarray:
-    """(M,) CLIPScores of pictures against their own captions."""
-    return score_embeddings(embeddings.images, embeddings.texts).numpy()
+def _resized(pixels: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None or pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def clip_r_precision(embeddings: ClipEmbeddings, seed: int) -> dict[str, float]:
-    """R-precision of the pictures against 99 random captions each: mean and std of 10 folds.
-
-    Raises:
-        UserError: fewer than 100 captions.
-    """
-    images, texts = embeddings.images.numpy(), embeddings.texts.numpy()
-    negatives = draw_negatives(len(texts), seed=seed)
-    found = summarize_hits(find_hits(images, texts, negatives), seed=seed)
-    return {"r_precision": found.mean, "r_precision_std": found.std}
+def stacks(pixels: Sequence[np.ndarray]) -> list[Tensor]:
+    """Pictures as (b, 3, height, width) uint8: one stack if they are of one size, else one each."""
+    tensors = [torch.tensor(picture).permute(2, 0, 1) for picture in pixels]
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return [torch.stack(tensors)]
+    return [tensor[None] for tensor in tensors]

@@ -27,6 +27,14 @@ FIGURES = {
     "bleu4": ("BLEU-4", "runs of four words in common"),
     "rouge_l": ("ROUGE-L", "longest common subsequence"),
     "meteor": ("METEOR", "words in common, with synonyms and stems"),
+    "caption_clip_score": ("CLIPScore of captions", "agreement with their images by CLIP"),
+    "ref_clip_score": ("RefCLIPScore", "the same, and agreement with people's captions"),
+    "distinct1": ("distinct-1", "different words, as a share of all"),
+    "distinct2": ("distinct-2", "different word pairs, as a share of all"),
+    "vocabulary": ("vocabulary", "number of different words"),
+    "novel": ("novel", "share of captions that no training image has"),
+    "r_precision": ("R-precision", "pictures that find their caption among 100 by CLIP"),
+    "r_precision_hard": ("R-precision, hard", "the same among captions with one word swapped"),
 }
 
 STYLE = """

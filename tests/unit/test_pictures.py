@@ -11,7 +11,8 @@ from PIL import Image
 from generations import evaluate
 from generations.clip import ClipTrainSettings, load_clip, save_clip, train_clip
 from generations.errors import UserError
-from generations.pipelines.pictures import embed, read_painted_folder
+from generations.pipelines.clip_metrics import embed
+from generations.pipelines.pictures import read_painted_folder
 from generations.rewards import clip_score
 
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)]

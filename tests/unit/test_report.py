@@ -90,6 +90,7 @@ def test_scores_the_newest_captions_of_the_run(data, run):
     assert scores["iteration"] == 20 and scores["images"] == 3 and scores["references"] == 9
     assert set(scores["figures"]) == {
         *("cider_d", "cider_d_human", "rouge_l", "bleu1", "bleu2", "bleu3", "bleu4"),
+        *("distinct1", "distinct2", "vocabulary", "novel"),
     }
     assert scores["figures"]["cider_d"] > 0.3 and "per_item" not in scores
     evaluate.main([*data, "--captions", str(run / "captions_test_0000003.json"), "--per-item"])
@@ -146,15 +147,16 @@ def test_a_run_without_captions_says_what_to_do(data):
         evaluate.main(data)
 
 
-def test_image_metrics_are_not_passed_over_in_silence(data, run, caplog):
+def test_pictures_that_are_not_there_are_not_passed_over_in_silence(data, run, caplog):
     write_captions(run / "captions_test_0000020.json", OWN)
-    arguments = [*data, "--caption-metrics", "rouge_l"]
-    with caplog.at_level(logging.WARNING):
-        evaluate.main(arguments)
-        assert not caplog.records
-        evaluate.main([*arguments, "eval_fid", "1", "eval_rprec", "1"])
-    assert len(caplog.records) == 1
-    assert "not available" in caplog.text and "eval_fid, eval_rprec" in caplog.text
+    with caplog.at_level(logging.INFO):
+        evaluate.main([*data, "--caption-metrics", "rouge_l", "eval_fid", "1", "eval_rprec", "1"])
+    assert "no painted pictures to score" in caplog.text
+    other = (*data, "evaluate_images_dir", str(run / "nowhere"))
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        evaluate.main([*other, "eval_clipscore", "1"])
+    with pytest.raises(UserError, match=r"nothing is asked of .*nowhere"):
+        evaluate.main([*other, "eval_clipscore", "0"])
 
 
 # --- report.py

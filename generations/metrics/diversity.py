@@ -1,0 +1,39 @@
+"""How varied captions are."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from generations.errors import UserError
+
+
+def diversity(captions: Sequence[str], known: Iterable[str] = ()) -> dict[str, float]:
+    """Variety of a set of captions.
+
+    Args:
+        captions: tokenised, words joined by spaces.
+        known: captions of the training data, tokenised the same way; without any, "novel" is left
+            out.
+
+    Returns:
+        distinct1, distinct2: different words and word pairs, as shares of all; vocabulary: number
+        of different words; novel: share of captions that are not among the known ones.
+
+    Raises:
+        UserError: no words.
+
+    Source: Li et al. 2016 (distinct-n).
+    """
+    words = [caption.split() for caption in captions]
+    singles = [word for own in words for word in own]
+    pairs = [pair for own in words for pair in pairwise(own)]
+    if not singles:
+        raise UserError("diversity: the captions have no words")
+    figures = {
+        "distinct1": len(set(singles)) / len(singles),
+        "distinct2": len(set(pairs)) / max(1, len(pairs)),
+        "vocabulary": float(len(set(singles))),
+    }
+    seen = set(known)
+    if seen:
+        figures["novel"] = sum(caption not in seen for caption in captions) / len(captions)
+    return figures
