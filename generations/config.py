@@ -192,6 +192,7 @@ def default_config() -> CfgNode:
     cfg.eval_fid = 1
     cfg.eval_is = 0
     cfg.eval_clipscore = 1
+    cfg.eval_prc = 0  # precision and recall of the features that KID compares
     cfg.eval_rprec = 0
     cfg.eval_rprec_hard = 0
     cfg.evaluate_images_dir = ""
@@ -457,6 +458,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "visual_mask_per_sample",
         "collapse_repeats",
         "eval_fid",
+        "eval_prc",
         "eval_is",
     )
     flags += ("restart_iteration", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
