@@ -1,7 +1,8 @@
 """A run on one page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
 
 Writes report.html, contact_sheet.png and summary.json into the run's folder, from what main.py,
-inference.py, sample_images.py and evaluate.py left there.
+inference.py, sample_images.py and evaluate.py left there. With --table1 FOLDER it gathers many
+runs into Table 1 of the paper.
 """
 
 import sys
@@ -26,6 +27,7 @@ from generations.reporting.curves import read_curves
 from generations.reporting.page import render_page
 from generations.reporting.pictures import contact_sheet
 from generations.reporting.results import RealImages, gather, read_figures
+from generations.reporting.table import gather_table, to_html, to_latex, to_markdown
 
 COMPARED = ("cider_d", "clip_score")  # before and after stage 2
 
@@ -36,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, gather, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
     logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports each file it ends
-    write_report(cfg, arguments)
+    if arguments.table1:
+        write_table(Path(arguments.table1))
+    else:
+        write_report(cfg, arguments)
 
 
 def _options(parser: ArgumentParser) -> None:
@@ -47,6 +52,11 @@ def _options(parser: ArgumentParser) -> None:
         "--stage1", metavar="EXP_ID", help="the run that this one started from, to compare with"
     )
     parser.add_argument(
+        "--table1",
+        metavar="FOLDER",
+        help="gather the runs of scripts/table1.sh in this folder instead",
+    )
+    parser.add_argument(
         "--items", type=int, default=120, help="most cards a gallery (default: %(default)s)"
     )
     parser.add_argument(
@@ -55,6 +65,16 @@ def _options(parser: ArgumentParser) -> None:
         default=24,
         help="most cards a direction on the contact sheet (default: %(default)s)",
     )
+
+
+def write_table(folder: Path) -> None:
+    """Write table1.md, table1.html and table1.tex into the folder of the runs."""
+    table = gather_table(folder)
+    write_text(folder / "table1.html", to_html(table))
+    write_text(folder / "table1.tex", to_latex(table))
+    text = to_markdown(table)
+    write_text(folder / "table1.md", text)
+    logger.info("%s\nwrote table1.md, table1.html and table1.tex into %s", text, folder)
 
 
 def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
