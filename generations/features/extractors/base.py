@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ class SquareExtractor(ABC):
         device: where it runs.
         mean: of the three channels, in [0, 1], to subtract.
         std: of the three channels, to divide by.
+        unused: outermost modules that the map does not depend on, such as a classifier.
 
     Raises:
         UserError: the network does not take squares of this size.
@@ -39,12 +40,14 @@ class SquareExtractor(ABC):
         device: torch.device,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        unused: Collection[str] = (),
     ):
         self.name = settings.name
         self.image_size: int | None = settings.side
         self.grid_size = settings.grid_size
         self.network = network.eval().requires_grad_(False).to(device)
-        self.weights_sha256 = tensors_sha256(network.state_dict())
+        used = {n: t for n, t in network.state_dict().items() if n.split(".")[0] not in unused}
+        self.weights_sha256 = tensors_sha256(used)
         self._device = device
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
@@ -108,9 +111,14 @@ def grid_boxes(grid_size: int, height: float, width: float) -> Tensor:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, whatever file they came from."""
+    """SHA-256 of names, types, shapes and values, whatever file they came from.
+
+    The batch counts of norms, which older files lack, are left out.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        if name.endswith("num_batches_tracked"):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -231,8 +231,7 @@ def random_detector(size: DetectorSize) -> Detector:
     for module in detector.body.modules():
         if isinstance(module, Bottleneck):
             # untrained, each of the 50 blocks would double the variance of what it adds to
-            assert isinstance(module.bn3, FrozenBatchNorm2d)
-            module.bn3.weight.fill_(0.2)
+            nn.init.constant_(module.bn3.get_buffer("weight"), 0.2)
     return detector
 
 

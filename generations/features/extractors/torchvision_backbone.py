@@ -58,7 +58,7 @@ class TorchvisionBackbone(SquareExtractor):
             model = model.backbone
         else:
             self._keep_map(model)
-        super().__init__(settings, model, device, mean, std)
+        super().__init__(settings, model, device, mean, std, unused=_HEADS)
 
     def _keep_map(self, model: nn.Module) -> None:
         """Let the module in question put its output where `feature_map` finds it."""
