@@ -21,7 +21,13 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, roi_align
 
 from generations.checkpoint import read_tensors
 from generations.errors import UserError
-from generations.features.extractors.base import grid_boxes, refuse_misfit, seeded, tensors_sha256
+from generations.features.extractors.base import (
+    freeze,
+    grid_boxes,
+    refuse_misfit,
+    seeded,
+    tensors_sha256,
+)
 from generations.features.extractors.registry import RANDOM, ExtractorSettings, register
 
 BGR_MEAN = (102.9801, 115.9465, 122.7717)  # of pixels in 0..255
@@ -211,7 +217,7 @@ class Butd:
         self.grid_size = settings.grid_size
         self.dim = size.head
         self.weights_sha256 = tensors_sha256(detector.state_dict())
-        self.detector = detector.eval().requires_grad_(False).to(device)
+        self.detector = freeze(detector).to(device, memory_format=torch.channels_last)
         self._device = device
 
     @torch.no_grad()

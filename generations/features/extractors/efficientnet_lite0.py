@@ -129,12 +129,15 @@ class SameConv(nn.Conv2d):
     """A convolution padded as TensorFlow's "same": an odd pixel goes to the right and below."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
-        super().__init__(channels, out, kernel, stride, groups=groups, bias=False)
+        even = kernel // 2 if stride == 1 else 0  # the same on all sides: nothing to copy
+        super().__init__(channels, out, kernel, stride, even, groups=groups, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ceil(h / stride), ceil(w / stride))."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        pads = []
+        if stride == 1:
+            return super().forward(input)
+        pads: list[int] = []
         for size in (input.shape[3], input.shape[2]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
