@@ -515,6 +515,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
+        "clusters.max_points_per_centroid": 1, "features.batch_size": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,
         "init.std": 0, "init.mask_feat_std": 0,

@@ -347,7 +347,7 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), stored(data), atol=1e-3)
 
     asked = load_config(overrides=overrides(data, "features.extractor", "butd"))
-    with pytest.raises(UserError, match=r"were made by torchvision resnet18 .* not by butd"):
+    with pytest.raises(UserError, match=r"extractor butd: .* were made by torchvision resnet18"):
         remembered_extractor(asked, None, CPU)
     asked = load_config(overrides=overrides(data, "features.image_size", "96"))
     with pytest.raises(UserError, match=r"features\.image_size 96: .* at 64 pixels"):
