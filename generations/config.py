@@ -30,12 +30,14 @@ DATA_FILES = {
     "grid_cluster_centroids_path": "centroids.npy",
     "pretrained_generator": "generator.pth",
 }
-CLIP_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin")  # else clip.* are names
+# else clip.* and features.* are names
+CLIP_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin")
 PATHS = (
     *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
     *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
     "eval_weights",
+    *("features.backbone", "features.weights"),
     *DATA_FILES,
 )
 
@@ -152,7 +154,16 @@ def default_config() -> CfgNode:
     cfg.generator.reconstruction_weight = 10.0
     # features and codebook (prepare.py)
     cfg.features = CfgNode()
+    # patches, torchvision, open_clip, butd or efficientnet-lite0; see docs/data.md
     cfg.features.extractor = "patches"
+    # torchvision: resnet50, fasterrcnn_resnet50_fpn, ...; open_clip: ViT-B-32, ... or a .json
+    cfg.features.backbone = ""
+    cfg.features.layer = (
+        ""  # torchvision: module whose output is pooled; lite0: first+last; '': last map
+    )
+    # torchvision's name (IMAGENET1K_V2), open_clip's tag (openai), a file, or random (of the seed);
+    # '': the extractor's own
+    cfg.features.weights = ""
     cfg.features.image_size = 256  # side of the square that images are resized to
     cfg.features.batch_size = 64
     cfg.features.skip_bad = 0  # 1: leave out images that cannot be read, and count them
@@ -367,8 +378,8 @@ def _under_cwd(key: str, value: str) -> str:
 
 
 def _is_path(key: str, value: str) -> bool:
-    """Not so: empty, a repository of the hub, or the name of a CLIP and not its file."""
-    named = key.startswith("clip.") and Path(value).suffix not in CLIP_FILES
+    """Not so: empty, a repository of the hub, or the name of a network and not its file."""
+    named = key.startswith(("clip.", "features.")) and Path(value).suffix not in CLIP_FILES
     return bool(value) and not value.startswith("hf:") and not named
 
 
@@ -506,6 +517,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
+        "clusters.max_points_per_centroid": 1, "features.batch_size": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,
         "init.std": 0, "init.mask_feat_std": 0,

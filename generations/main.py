@@ -20,6 +20,7 @@ from generations.files import write_text
 from generations.modeling import UnifiedTransformer, build_model
 from generations.objectives import TaskContext, TaskStep
 from generations.pipelines import assembly
+from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.training.checkpoint import resume, save_checkpoint
@@ -47,6 +48,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime) -> None:
     model = build_model(cfg).to(here.device)
     state = _state(cfg, model, here)
     if here.is_main:
+        remember_extractor(cfg, folder, resumed=state.iteration > 0)
         write_text(folder / "config.yaml", cfg.dump())
     settings = _loop_settings(cfg)
     loader = _loader(cfg, dataset, here, state.iteration)

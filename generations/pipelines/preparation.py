@@ -5,7 +5,6 @@ data_dir/manifest.json. A file appears when it is whole; until then an earlier o
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,8 +27,6 @@ from generations.errors import UserError
 from generations.features import (
     ClusterAssigner,
     Extractor,
-    build_extractor,
-    extractor_settings,
     find_images,
     fit_kmeans,
     load_images,
@@ -37,6 +34,7 @@ from generations.features import (
 )
 from generations.files import atomic_path, read_json
 from generations.pipelines.clip import train_small_clip
+from generations.pipelines.extraction import configured_extractor
 from generations.pipelines.generator import train_image_generator
 from generations.pipelines.manifest import note
 from generations.pipelines.sources import image_files
@@ -137,20 +135,21 @@ def prepare_features(cfg: CfgNode) -> None:
     A killed run goes on where it was; what is there already is kept if images and settings are the
     same.
     """
-    extractor = build_extractor(extractor_settings(cfg))
+    with runtime.start(cfg.device, distribute=False) as here:
+        extractor, described, decisive = configured_extractor(cfg, here.device)
     found = image_files(cfg)
     train = {record.name: file for record, file in found if record.split == "train"}
     valid = {record.name: file for record, file in found if record.split != "train"}
     jobs = []  # made before the work starts, so that what is wrong with one shows at once
     for images, path in ((train, cfg.grid_feat_path_train), (valid, cfg.grid_feat_path_valid)):
-        signature = _signature(cfg, images)
+        signature = _signature(decisive, images)
         jobs.append((FeatureWriter(path, signature, list(images)), images, signature))
     for writer, images, _ in jobs:
         _extract(cfg, extractor, writer, images)
     note(
         cfg,
         "features",
-        extractor=asdict(extractor_settings(cfg)),
+        extractor=described,
         train={"images": len(train), "signature": jobs[0][2]},
         valid={"images": len(valid), "signature": jobs[1][2]},
     )
@@ -187,9 +186,9 @@ def _extract(
     logger.info("features: %d images in %s", len(images), writer.path)
 
 
-def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
-    """Of what the features depend on: the extractor and the image files."""
-    digest = hashlib.sha256(json.dumps(asdict(extractor_settings(cfg))).encode())
+def _signature(decisive: str, images: dict[str, Path]) -> str:
+    """Of what the features depend on: the extractor with its weights, and the image files."""
+    digest = hashlib.sha256(decisive.encode())
     for name, file in images.items():
         status = file.stat()
         digest.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())

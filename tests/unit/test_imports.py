@@ -19,6 +19,8 @@ BESIDE = {
     ("objectives", "decoding"),  # tasks train on decoded sequences
     ("objectives", "rewards"),
     ("rewards", "metrics"),  # one CIDEr-D and one CLIP score for both
+    ("features", "checkpoint"),  # extractors read files of weights as safely as models do
+    ("features", "clip"),  # one loader of CLIPs
     ("checkpoint", "modeling"),  # save_pretrained and from_pretrained build the model
     ("checkpoint", "config"),
 }
