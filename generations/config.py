@@ -183,6 +183,7 @@ def default_config() -> CfgNode:
     cfg.painting.steps = 4
     cfg.painting.schedule = "linear"  # or cosine
     cfg.painting.temperature = -1.0  # of drawn tokens; 0: greedy; -1: 0, or 1 with num_samples > 1
+    cfg.painting.keep_steps = -1  # captions whose steps are saved too; -1: 8 of the test captions
     cfg.num_samples = 1  # pictures a caption: the greedy one, the others drawn
     cfg.rerank = "none"  # clip: the picture of highest CLIPScore comes first
     # inference and evaluation
@@ -509,6 +510,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "init.std": 0, "init.mask_feat_std": 0,
         "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
         "decoding.top_k": 0, "painting.steps": 1, "num_samples": 1,
+        "painting.keep_steps": -1,
     }  # fmt: skip
     for key, low in at_least.items():
         node, last = _parent(cfg, key)
