@@ -57,7 +57,8 @@ def default_config() -> CfgNode:
     cfg.num_workers = 4
     cfg.samples_per_gpu = 32
     cfg.gradient_accumulation_steps = 1
-    # where things are; relative paths in files are under root_path, typed ones under the cwd
+    # where things are; relative paths in files are under root_path (./ ones beside the file), typed
+    # ones under the cwd
     cfg.root_path = ""  # '': the checkout
     cfg.save_dir = "models"
     cfg.img_save_dir = ""  # '': inside the run's folder
@@ -223,7 +224,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     for file in files:
         for source, values in _read_chain(Path(file), ()):
             for key, value in _flatten(values):
-                _set(cfg, key, value, str(source))
+                _set(cfg, key, _beside(source, key, value), str(source))
                 explicit.add(key)
     for key, value in _pairs(overrides):
         _set(cfg, key, _under_cwd(key, value), "command line")
@@ -363,6 +364,13 @@ def _under_cwd(key: str, value: str) -> str:
     """A path typed on the command line is meant from where it was typed."""
     if key == "root_path" or (key in PATHS and _is_path(key, value)):
         return str(Path(value).expanduser().absolute()) if value else value
+    return value
+
+
+def _beside(source: Path, key: str, value: Any) -> Any:
+    """A path that begins with ./ in a file is meant from that file's folder."""
+    if key in PATHS and isinstance(value, str) and value.startswith("./"):
+        return str(source.parent / value)
     return value
 
 

@@ -1,5 +1,6 @@
 """Gather what a run has written: figures, written captions, painted pictures."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -243,7 +244,11 @@ def _item_scores(
     content = read_json(found[1], "metrics")
     items = content.get("per_item", []) if isinstance(content, dict) else []
     return {
-        item[key]: {name: value for name, value in item.items() if isinstance(value, float)}
+        item[key]: {
+            name: value
+            for name, value in item.items()
+            if isinstance(value, float) and math.isfinite(value)
+        }
         for item in items
         if isinstance(item, dict) and isinstance(item.get(key), (int, str))
     }
