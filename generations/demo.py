@@ -23,30 +23,57 @@ try:
 except ImportError:  # an extra: everything but this page does without
     gradio = None
 
-import numpy as np
 from PIL import Image
 
 from generations import cli, runtime
 from generations.errors import UserError
 from generations.pipelines.captioning import CaptioningSettings
-from generations.pipelines.demo import Caption, Demo, Picture, shade, timed
+from generations.pipelines.demo import Caption, Demo, Picture, timed
 from generations.pipelines.painting import PaintingSettings
+from generations.reporting.gallery import encode, framed
 
-SIDE = 256  # pixels of a picture on the page
 MOST_SAMPLES, MOST_STEPS, MOST_CAPTIONS = 8, 16, 8
 STYLE = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #title h1 { font-size: 26px; margin: 8px 0 0; }
 #title p { margin: 0; color: var(--body-text-color-subdued); }
-.said { font-size: 15px; overflow-wrap: anywhere; }
-.said b { font-size: 19px; font-weight: 600; display: block; }
-.said span { color: var(--body-text-color-subdued); font-size: 13px; }
-.said table { width: 100%; border-collapse: collapse; margin-top: 12px; font-size: 14px; }
-.said th { text-align: right; font-weight: 500; color: var(--body-text-color-subdued);
-  font-size: 12px; padding: 4px 0 4px 14px; border-bottom: 1px solid var(--border-color-primary); }
-.said td { padding: 7px 0 7px 14px; border-bottom: 1px solid var(--border-color-primary);
-  text-align: right; font-variant-numeric: tabular-nums; vertical-align: top; }
-.said th:first-child, .said td:first-child { text-align: left; padding-left: 0; }
+#dropped img { width: 100%; height: 100%; object-fit: contain; }
+.said { font-size: 15px; overflow-wrap: anywhere; padding: 0 !important; }
+.said .html-container { padding: 0 !important; }
+.said .best { font-size: 19px; line-height: 1.35; font-weight: 600; }
+.said .faint { color: var(--body-text-color-subdued); font-size: 13px; margin-top: 2px; }
+.said table { width: 100%; border-collapse: collapse; margin-top: 16px; font-size: 14px; }
+.said table, .said tr, .said th, .said td { border: 0 !important; background: none !important; }
+.said th, .said td { border-bottom: 1px solid var(--border-color-primary) !important;
+  text-align: right; vertical-align: top; padding: 7px 0 7px 18px !important; }
+.said th { font-weight: 500; color: var(--body-text-color-subdued); font-size: 12px;
+  white-space: nowrap; padding-top: 4px !important; padding-bottom: 4px !important; }
+.said td + td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.said th:first-child, .said td:first-child { text-align: left; padding-left: 0 !important; }
+.said input { position: absolute; opacity: 0; pointer-events: none; }
+.said .pictures { position: relative; }
+.said .row { display: grid; gap: 14px 12px; margin: 8px 0 22px;
+  grid-template-columns: repeat(4, minmax(0, 1fr)); }
+.said .steps > .row { display: none; margin-bottom: 8px; }
+.said label { cursor: pointer; }
+.said .label { font-size: 12px; line-height: 1.35; margin-top: 5px;
+  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.said .frame { position: relative; aspect-ratio: 1; border-radius: 6px; overflow: hidden;
+  background: var(--border-color-primary); }
+.said .frame img, .said .frame svg { position: absolute; inset: 0; width: 100%; height: 100%;
+  margin: 0; border-radius: 0; }
+.said rect { fill: #10141a; fill-opacity: .62; stroke: #fff; stroke-opacity: .35;
+  stroke-width: .03; }
+CHOSEN
+@media (max-width: 600px) { .said .row { gap: 10px 8px; } .said .label { font-size: 11px; } }
+"""
+# which sample is chosen: a radio button before the pictures is checked
+CHOSEN_STYLE = """
+.said input:nth-of-type(PLACE):checked ~ .steps > .row:nth-child(PLACE) { display: grid; }
+.said input:nth-of-type(PLACE):checked ~ .row > label:nth-of-type(PLACE) .frame {
+  outline: 3px solid var(--primary-500, #3b82f6); outline-offset: 2px; }
+.said input:nth-of-type(PLACE):checked ~ .row > label:nth-of-type(PLACE) .label {
+  color: var(--body-text-color); }
 """
 
 logger = logging.getLogger(__name__)
@@ -105,10 +132,16 @@ def launch(page: Any, host: str, port: int, share: bool = False, block: bool = T
         theme=require_gradio().themes.Base(
             primary_hue=blue, neutral_hue=slate, font=fonts, font_mono=["ui-monospace", "monospace"]
         ),
-        css=STYLE,
+        css=style(),
         max_file_size="40mb",
     )
     return address
+
+
+def style() -> str:
+    """The page's own style sheet."""
+    chosen = [CHOSEN_STYLE.replace("PLACE", str(place)) for place in range(1, MOST_SAMPLES + 1)]
+    return STYLE.replace("CHOSEN\n", "".join(chosen))
 
 
 def build_page(demo: Demo) -> Any:
@@ -152,27 +185,17 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
                 )  # fmt: skip
                 schedule = ui.Radio(["linear", "cosine"], value=usual.schedule, label="Schedule")
                 seed = ui.Number(usual.seed, precision=0, minimum=0, label="Seed")
+        with ui.Column(scale=3, min_width=300):
+            said = ui.HTML(
+                '<p class="faint">Type a caption.</p>', elem_classes="said", elem_id="painted"
+            )
             some = [[example.caption] for example in demo.examples()]
             if some:
                 ui.Examples(some, [caption], label="Examples", cache_examples=False)
-        with ui.Column(scale=3, min_width=300):
-            said = ui.HTML(elem_classes="said", elem_id="painted_text")
-            ranked = "best first by CLIPScore" if demo.ranks else "the greedy one first"
-            gallery = ui.Gallery(
-                label=f"Samples, {ranked}; choose one", columns=4, height="auto",
-                object_fit="contain", allow_preview=False, interactive=False, format="png",
-                buttons=[], elem_id="samples",
-            )  # fmt: skip
-            shown = ui.Gallery(
-                label="Its painting, step by step; dark cells are drawn again", columns=4,
-                height="auto", object_fit="contain", allow_preview=False, interactive=False,
-                format="png", buttons=[], elem_id="steps",
-            )  # fmt: skip
-    kept = ui.State([])
 
     def paint(
         text: str, count: float, how_many: float, temperature: float, how: str, number: float
-    ) -> tuple[Any, ...]:
+    ) -> str:
         settings = PaintingSettings(
             usual.text_length, int(how_many), seed=int(number or 0), schedule=how,
             temperature=temperature if count > 1 else -1.0, num_samples=int(count),
@@ -182,47 +205,44 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
             pictures, seconds = timed(demo.paint, text, settings)
         except UserError as error:
             raise ui.Error(str(error), print_exception=False) from None
-        strips = [step_pictures(picture) for picture in pictures]
-        finished = [(_large(item.steps[-1]), _label(item)) for item in pictures]
-        return (
-            painted_text(text, seconds),
-            ui.Gallery(finished, selected_index=0),
-            strips[0],
-            strips,
+        return painted_html(text, pictures, seconds)
+
+    inputs = [caption, samples, steps, heat, schedule, seed]
+    ui.on([button.click, caption.submit], paint, inputs, [said], api_visibility="private")
+
+
+def painted_html(caption: str, pictures: Sequence[Picture], seconds: float) -> str:
+    """The samples, and of the chosen one the steps; choosing needs no server."""
+    ranked = ", best first by CLIPScore" if pictures[0].score is not None else ""
+    radios, samples, steps = [], [], []
+    for place, picture in enumerate(pictures):
+        kind = "greedy" if picture.greedy else "drawn"
+        score = "" if picture.score is None else f"<br>CLIPScore {picture.score:.0f}"
+        name = f"sample{place}"
+        radios.append(
+            f'<input type="radio" name="sample" id="{name}" aria-label="sample {place + 1}"'
+            f"{' checked' if place == 0 else ''}>"
         )
-
-    def choose(strips: list[Any], chosen: Any) -> Any:
-        return strips[chosen.index] if strips else None
-
-    # gradio passes what the pointer chose to arguments of this type
-    choose.__annotations__["chosen"] = ui.SelectData
-    inputs, outputs = [caption, samples, steps, heat, schedule, seed], [said, gallery, shown, kept]
-    ui.on([button.click, caption.submit], paint, inputs, outputs, api_visibility="private")
-    gallery.select(choose, [kept], [shown], show_progress="hidden", api_visibility="private")
-
-
-def step_pictures(picture: Picture) -> list[tuple[Image.Image, str]]:
-    """The steps of a picture with their labels; cells that are drawn again are dark."""
-    last = len(picture.steps)
-    grid_size = picture.grid_size
-    return [
-        (shade(pixels, again, grid_size, SIDE), f"step {number} of {last}")
-        for number, (pixels, again) in enumerate(zip(picture.steps, picture.again, strict=True), 1)
-    ]
-
-
-def painted_text(caption: str, seconds: float) -> str:
-    """What was painted, as HTML."""
-    return f"<b>{escape(caption.strip())}</b><span>painted in {seconds:.1f} s</span>"
-
-
-def _label(picture: Picture) -> str:
-    kind = "greedy" if picture.greedy else "drawn"
-    return kind if picture.score is None else f"{kind}, CLIPScore {picture.score:.0f}"
-
-
-def _large(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        sources = [encode(Image.fromarray(pixels)) for pixels in picture.steps]
+        samples.append(
+            f'<label for="{name}">{framed(sources[-1], f"{kind}: {caption}")}'
+            f'<div class="label">{kind}{score}</div></label>'
+        )
+        strip = [
+            f"<div>{framed(source, f'step {number}', again, picture.grid_size)}"
+            f'<div class="label">step {number} of {len(sources)}</div></div>'
+            for number, (source, again) in enumerate(zip(sources, picture.again, strict=True), 1)
+        ]
+        steps.append(f'<div class="row">{"".join(strip)}</div>')
+    count = f"{len(pictures)} samples{ranked}; choose one. " if len(pictures) > 1 else ""
+    return (
+        f'<div class="best">{escape(caption.strip())}</div>'
+        f'<p class="faint">{count}Painted in {seconds:.1f} s.</p>'
+        f'<div class="pictures">{"".join(radios)}<div class="row samples">{"".join(samples)}</div>'
+        '<p class="faint">Step by step: dark cells are those that the model is least certain of '
+        "and draws again.</p>"
+        f'<div class="steps">{"".join(steps)}</div></div>'
+    )
 
 
 # --- image -> caption ----------------------------------------------------------------------------
@@ -254,7 +274,9 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
                 )  # fmt: skip
                 seed = ui.Number(usual.seed, precision=0, minimum=0, label="Seed, of sampling")
         with ui.Column(scale=3, min_width=300):
-            said = ui.HTML("Drop an image.", elem_classes="said", elem_id="written_text")
+            said = ui.HTML(
+                '<p class="faint">Drop an image.</p>', elem_classes="said", elem_id="written"
+            )
             files = [[str(item.image)] for item in demo.examples() if item.image]
             if files:
                 ui.Examples(files, [image], label="Examples", cache_examples=False)
@@ -263,7 +285,7 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
         path: str | None, how: str, wanted: float, power: float, temperature: float, number: float
     ) -> str:
         if path is None:
-            return "Drop an image."
+            return '<p class="faint">Drop an image.</p>'
         many = 1 if how == "greedy" else int(wanted)
         settings = CaptioningSettings(
             usual.text_length, usual.collapse_repeats, how, max(usual.beam_size, many), power,
@@ -273,16 +295,16 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
             captions, seconds = timed(demo.describe, path, settings)
         except UserError as error:
             raise ui.Error(str(error), print_exception=False) from None
-        return written_text(captions, seconds)
+        return written_html(captions, seconds)
 
     inputs = [image, method, count, penalty, heat, seed]
     changes = [image.change, method.change, count.release, penalty.release, heat.release]
     ui.on([*changes, seed.submit], describe, inputs, [said], api_visibility="private")
 
 
-def written_text(captions: Sequence[Caption], seconds: float) -> str:
+def written_html(captions: Sequence[Caption], seconds: float) -> str:
     """The best caption and the others in a table, as HTML."""
-    columns = [("log-probability", [item.log_probability for item in captions], ".2f")]
+    columns = [("log p", [item.log_probability for item in captions], ".2f")]
     columns.append(("CLIPScore", [item.score for item in captions], ".0f"))
     columns = [column for column in columns if column[1][0] is not None]
     head = "".join(f"<th>{name}</th>" for name, _, _ in columns)
@@ -290,9 +312,12 @@ def written_text(captions: Sequence[Caption], seconds: float) -> str:
     for place, item in enumerate(captions):
         cells = "".join(f"<td>{values[place]:{form}}</td>" for _, values, form in columns)
         rows.append(f"<tr><td>{escape(item.text) or '(empty)'}</td>{cells}</tr>")
-    table = f"<table><tr><th>all</th>{head}</tr>{''.join(rows)}</table>"
+    table = f"<table><tr><th>best first</th>{head}</tr>{''.join(rows)}</table>"
     best = escape(captions[0].text) or "(empty)"
-    return f"<b>{best}</b><span>written in {seconds:.1f} s</span>{table}"
+    return (
+        f'<div class="best">{best}</div><p class="faint">Written in {seconds:.1f} s.</p>'
+        f"{table if len(captions) > 1 or columns else ''}"
+    )
 
 
 if __name__ == "__main__":

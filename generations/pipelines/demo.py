@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from yacs.config import CfgNode
 
 from generations.clip import ClipModel, load_clip
@@ -30,7 +29,6 @@ from generations.runtime import Runtime, derive_seed
 
 EXAMPLES = "examples"  # folder beside the weights: captions.json and pictures
 MOST_EXAMPLES = 6
-SHADE = 0.38  # of cells that are drawn again
 
 
 @dataclass(frozen=True)
@@ -222,25 +220,6 @@ def dataset_examples(records: Sequence[ImageRecord], images_dir: str) -> list[Ex
         Example(clean_caption(record.captions[0]), file)
         for record, file in zip(some, files, strict=True)
     ]
-
-
-def shade(pixels: np.ndarray, again: Sequence[int], grid_size: int, side: int) -> Image.Image:
-    """A picture at `side` x `side` pixels in which some cells of its grid are dark.
-
-    Args:
-        pixels: (S, S, 3) uint8.
-        again: cells, numbered row by row.
-        grid_size: G.
-        side: of the result.
-    """
-    large = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-    dark = np.zeros(grid_size**2, np.uint8)
-    dark[list(again)] = 255
-    cells = Image.fromarray(dark.reshape(grid_size, grid_size))
-    mask = cells.resize((side, side), Image.Resampling.NEAREST)
-    return Image.composite(
-        large.point([round(SHADE * value) for value in range(256)] * 3), large, mask
-    )
 
 
 def timed(work: Any, *arguments: Any) -> tuple[Any, float]:

@@ -158,9 +158,14 @@ def data_uris(paths: Sequence[Path], side: int) -> Iterator[str | None]:
 def data_uri(path: Path, side: int = SIDE_EMBEDDED) -> str | None:
     """A picture as a data URI, at most `side` pixels a side; None if it cannot be read."""
     picture = read_picture(path, side)
-    if picture is None:
-        return None
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return None if picture is None else encode(picture, side)
+
+
+def encode(picture: Image.Image, side: int = SIDE_EMBEDDED) -> str:
+    """A picture in RGB as a data URI, at most `side` pixels a side."""
+    if max(picture.size) > side:
+        picture = picture.copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     exact = max(picture.size) <= EXACT_UP_TO
     buffer = io.BytesIO()
     if exact:
@@ -186,6 +191,28 @@ SECTION = """<p class="lead">{lead}</p>
 <div class="grid"></div>
 </div>
 <noscript><p class="none">The gallery needs JavaScript.</p></noscript>"""
+
+
+def framed(
+    source: str, description: str = "", again: Sequence[int] = (), grid_size: int = 1
+) -> str:
+    """A picture, as HTML, some cells of whose grid are dark.
+
+    Args:
+        source: a data URI.
+        description: what is on it.
+        again: the cells, numbered row by row.
+        grid_size: G.
+    """
+    cells = "".join(
+        f'<rect x="{cell % grid_size}" y="{cell // grid_size}" width="1" height="1"/>'
+        for cell in again
+    )
+    overlay = f'<svg viewBox="0 0 {grid_size} {grid_size}" aria-hidden="true">{cells}</svg>'
+    return (
+        f'<div class="frame"><img src="{source}" alt="{escape(description)}">'
+        f"{overlay if cells else ''}</div>"
+    )
 
 
 def section(gallery: Gallery, name: str, what: str) -> str:

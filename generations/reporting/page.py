@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from generations.reporting.curves import Curve, draw
-from generations.reporting.gallery import Gallery, data_uri, extremes, section
+from generations.reporting.gallery import Gallery, data_uri, extremes, framed, section
 from generations.reporting.results import Results, Trace
 
 # figure -> (how papers call it, what it says)
@@ -275,14 +275,7 @@ def _step(path: Path, trace: Trace, again: Sequence[int]) -> str:
     source = data_uri(path)
     if source is None:
         return '<div class="frame">unreadable</div>'
-    side = trace.grid_size
-    cells = "".join(
-        f'<rect x="{cell % side}" y="{cell // side}" width="1" height="1"/>' for cell in again
-    )
-    return (
-        f'<div class="frame"><img src="{source}" alt="">'
-        f'<svg viewBox="0 0 {side} {side}" aria-hidden="true">{cells}</svg></div>'
-    )
+    return framed(source, again=again, grid_size=trace.grid_size)
 
 
 def _config(config: str) -> str:
