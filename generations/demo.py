@@ -217,7 +217,7 @@ def painted_html(caption: str, pictures: Sequence[Picture], seconds: float) -> s
     radios, samples, steps = [], [], []
     for place, picture in enumerate(pictures):
         kind = "greedy" if picture.greedy else "drawn"
-        score = "" if picture.score is None else f"<br>CLIPScore {picture.score:.0f}"
+        score = "" if picture.score is None else f"<br>CLIPScore {picture.score:.1f}"
         name = f"sample{place}"
         radios.append(
             f'<input type="radio" name="sample" id="{name}" aria-label="sample {place + 1}"'
@@ -305,7 +305,7 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
 def written_html(captions: Sequence[Caption], seconds: float) -> str:
     """The best caption and the others in a table, as HTML."""
     columns = [("log p", [item.log_probability for item in captions], ".2f")]
-    columns.append(("CLIPScore", [item.score for item in captions], ".0f"))
+    columns.append(("CLIPScore", [item.score for item in captions], ".1f"))
     columns = [column for column in columns if column[1][0] is not None]
     head = "".join(f"<th>{name}</th>" for name, _, _ in columns)
     rows = []

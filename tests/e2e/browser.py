@@ -1,6 +1,7 @@
 """Headless Chromium for the tests of pages."""
 
 import base64
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -46,10 +50,36 @@ def open_browser(profile: Path, size: str = "desk") -> Iterator[webdriver.Chrome
         driver.quit()
 
 
-def console(driver: webdriver.Chrome) -> list[str]:
-    """What the console has said since the last call, but for mere information."""
-    entries = driver.get_log("browser")
-    return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+def errors(driver: webdriver.Chrome) -> list[str]:
+    """The errors that the console has shown since the last call."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def requests(driver: webdriver.Chrome) -> set[str]:
+    """Addresses in networks that pages have asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    found = {event["params"].get("request", {}).get("url", "") for event in events}
+    return {address for address in found if address.startswith(("http:", "https:", "ws"))}
+
+
+def press(driver: webdriver.Chrome, selector: str, place: int = 0) -> None:
+    """Click on an element, as soon as it is there and nothing lies over it."""
+
+    def clicked(_: webdriver.Chrome) -> bool:
+        driver.find_elements(By.CSS_SELECTOR, selector)[place].click()
+        return True
+
+    WebDriverWait(driver, 30, 0.1, ignored_exceptions=(WebDriverException, IndexError)).until(
+        clicked, f"{selector} cannot be clicked"
+    )
+
+
+def wait(driver: webdriver.Chrome, script: str, seconds: float = 30) -> None:
+    """Wait until the value of a JavaScript expression is true."""
+    message = f"{script} is still false after {seconds} s"
+    WebDriverWait(driver, seconds, 0.05).until(
+        lambda _: driver.execute_script(f"return Boolean({script})"), message
+    )
 
 
 def screenshot(driver: webdriver.Chrome, path: Path) -> None:
