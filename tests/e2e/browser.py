@@ -74,6 +74,23 @@ def press(driver: webdriver.Chrome, selector: str, place: int = 0) -> None:
     )
 
 
+def drop(driver: webdriver.Chrome, selector: str, path: Path) -> None:
+    """Let an image file fall on an element, as a person does who drags it there."""
+    driver.execute_script(
+        """
+        const bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], arguments[2], { type: "image/png" }));
+        const target = document.querySelector(arguments[0]);
+        for (const kind of ["dragenter", "dragover", "drop"])
+          target.dispatchEvent(
+            new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }),
+          );
+        """,
+        *(selector, base64.b64encode(path.read_bytes()).decode(), path.name),
+    )
+
+
 def wait(driver: webdriver.Chrome, script: str, seconds: float = 30) -> None:
     """Wait until the value of a JavaScript expression is true."""
     message = f"{script} is still false after {seconds} s"

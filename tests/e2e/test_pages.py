@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import errors, needs_browser, open_browser, press, requests, screenshot, wait
+from browser import drop, errors, needs_browser, open_browser, press, requests, screenshot, wait
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -239,8 +239,7 @@ def test_demo_paints_and_captions(served, folder, tmp_path, size):
         screenshot(driver, tmp_path / "painted.png")
         press(driver, "button[role=tab]:nth-of-type(2)")
         wait(driver, "document.querySelector('#dropped input[type=file]')")
-        field = driver.find_element(By.CSS_SELECTOR, "#dropped input[type=file]")
-        field.send_keys(str(folder / "examples/1.png"))
+        drop(driver, "#dropped button", folder / "examples/1.png")
         wait(driver, "document.querySelectorAll('#written td').length > 0")
         assert driver.find_element(By.CSS_SELECTOR, "#written .best").text
         wait(driver, f"{SEEN.format('#dropped img')} == 1")
