@@ -59,7 +59,8 @@ def default_config() -> CfgNode:
     cfg.num_workers = 4
     cfg.samples_per_gpu = 32
     cfg.gradient_accumulation_steps = 1
-    # where things are; relative paths in files are under root_path, typed ones under the cwd
+    # where things are; relative paths in files are under root_path (./ ones beside the file), typed
+    # ones under the cwd
     cfg.root_path = ""  # '': the checkout
     cfg.save_dir = "models"
     cfg.img_save_dir = ""  # '': inside the run's folder
@@ -194,6 +195,7 @@ def default_config() -> CfgNode:
     cfg.painting.steps = 4
     cfg.painting.schedule = "linear"  # or cosine
     cfg.painting.temperature = -1.0  # of drawn tokens; 0: greedy; -1: 0, or 1 with num_samples > 1
+    cfg.painting.keep_steps = -1  # captions whose steps are saved too; -1: 8 of the test captions
     cfg.num_samples = 1  # pictures a caption: the greedy one, the others drawn
     cfg.rerank = "none"  # clip: the picture of highest CLIPScore comes first
     # inference and evaluation
@@ -234,7 +236,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     for file in files:
         for source, values in _read_chain(Path(file), ()):
             for key, value in _flatten(values):
-                _set(cfg, key, value, str(source))
+                _set(cfg, key, _beside(source, key, value), str(source))
                 explicit.add(key)
     for key, value in _pairs(overrides):
         _set(cfg, key, _under_cwd(key, value), "command line")
@@ -374,6 +376,13 @@ def _under_cwd(key: str, value: str) -> str:
     """A path typed on the command line is meant from where it was typed."""
     if key == "root_path" or (key in PATHS and _is_path(key, value)):
         return str(Path(value).expanduser().absolute()) if value else value
+    return value
+
+
+def _beside(source: Path, key: str, value: Any) -> Any:
+    """A path that begins with ./ in a file is meant from that file's folder."""
+    if key in PATHS and isinstance(value, str) and value.startswith("./"):
+        return str(source.parent / value)
     return value
 
 
@@ -523,6 +532,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "init.std": 0, "init.mask_feat_std": 0,
         "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
         "decoding.top_k": 0, "painting.steps": 1, "num_samples": 1,
+        "painting.keep_steps": -1,
     }  # fmt: skip
     for key, low in at_least.items():
         node, last = _parent(cfg, key)
