@@ -21,7 +21,7 @@ from generations.config import PATHS
 from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
 from generations.errors import UserError
 from generations.files import only_writer, write_text
-from generations.modeling import build_model
+from generations.modeling import UnifiedTransformer, build_model
 from generations.objectives import TaskContext, TaskStep
 from generations.pipelines import assembly
 from generations.pipelines.sequence import sequence_settings
@@ -53,13 +53,13 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     checkpoints = Checkpoints(folder, here, cfg.checkpoint_format, cfg.keep_last, cfg.keep_best)
     dataset = _dataset(cfg)
     sequence = sequence_settings(cfg, dataset.references, folder, here)
-    state, step = _state(cfg, len(dataset), here)
+    model, state, step = _state(cfg, len(dataset), here)
     if here.is_main:
         write_text(folder / "config.yaml", cfg.dump())
     settings = _loop_settings(cfg)
     loader = _loader(cfg, dataset, here, state.samples)
     monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time)
-    validation = Validation(cfg, state.model, here, monitor) if cfg.test_interval else None
+    validation = Validation(cfg, model, here, monitor) if cfg.test_interval else None
     levels = assembly.feature_levels(cfg)
 
     def make_context(generator: torch.Generator) -> TaskContext:
@@ -144,8 +144,10 @@ def _loader(
     )
 
 
-def _state(cfg: CfgNode, images: int, here: runtime.Runtime) -> tuple[TrainingState, nn.Module]:
-    """The run at its starting point: model, optimiser, schedule; and the model's training step."""
+def _state(
+    cfg: CfgNode, images: int, here: runtime.Runtime
+) -> tuple[UnifiedTransformer, TrainingState, nn.Module]:
+    """The model, the run at its starting point, and the model's training step."""
     runtime.seed_everything(cfg.seed, 0)  # all ranks start from the same weights
     model = build_model(cfg).to(here.device)
     # chosen by one process: another might see a folder of the network as it was a moment ago
@@ -173,14 +175,14 @@ def _state(cfg: CfgNode, images: int, here: runtime.Runtime) -> tuple[TrainingSt
     state.order = {"seed": cfg.seed, "images": images}
     if saved is None:
         logger.info("starting from %s", start.path or "random weights")
-        return state, step
+        return model, state, step
     restore(saved, state, Path(start.path))
     if state.samples < 0:  # not in checkpoints of the original
         state.samples = state.iteration * _samples_per_process(cfg, here) * here.world_size
     if cfg.restart_iteration:
         state.iteration, state.samples, state.best = 0, 0, None
     logger.info("resuming %s at iteration %d", start.path, state.iteration)
-    return state, step
+    return model, state, step
 
 
 def _loop_settings(cfg: CfgNode) -> LoopSettings:

@@ -39,7 +39,9 @@ def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> n
                 "parallel ddp"
             )
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
-        return _Fields(fully_shard(_FieldsOf(module), mesh=mesh))
+        fields = _FieldsOf(module)
+        fully_shard(fields, mesh=mesh)  # in place
+        return _Fields(fields)
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
     # which parameters a task uses differs from iteration to iteration
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
@@ -62,14 +64,14 @@ class _FieldsOf(nn.Module):
 class _Fields(nn.Module):
     """Makes the dataclass again."""
 
-    def __init__(self, sharded: nn.Module):
+    def __init__(self, sharded: _FieldsOf):
         super().__init__()
         self.sharded = sharded
 
     def forward(self, *arguments: Any) -> Any:
         fields = self.sharded(*arguments)
-        kind: Any = self.sharded.kind
-        return kind(**fields)
+        assert self.sharded.kind is not None
+        return self.sharded.kind(**fields)
 
 
 def _sharded(module: nn.Module) -> FSDPModule | None:

@@ -115,7 +115,7 @@ class Watch:
             return None
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            return distributed.TCPStore(
+            return distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
                 address, port, is_master=False, timeout=_STORE_PATIENCE, wait_for_workers=False
             )
         except (KeyError, ValueError, RuntimeError):
