@@ -98,23 +98,23 @@ def start(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
-    if world_size == 1:
-        yield Runtime(chosen, autocast_dtype=autocast_dtype)
-        return
     # gloo also beside NCCL: what processes tell each other on the CPU does not hold up a GPU
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     # the watch over a run names who hangs; what waits here is only for when there is none
     patience = timedelta(seconds=2 * timeout)
     try:
-        distributed.init_process_group(backend, timeout=patience)
-        yield Runtime(chosen, distributed.get_rank(), world_size, autocast_dtype)
+        if world_size > 1:
+            distributed.init_process_group(backend, timeout=patience)
+        rank = distributed.get_rank() if world_size > 1 else 0
+        yield Runtime(chosen, rank, world_size, autocast_dtype)
     except RuntimeError as error:
-        if not _is_loss(error):
+        who = _lost(error)
+        if not who:
             raise
         raise ProcessLostError(
-            f"process {os.environ.get('RANK', '?')} lost the others "
-            f"({' '.join(str(error).split())[:160]}); the first of them that failed says why; "
-            "started again, the run goes on from its newest checkpoint"
+            f"process {os.environ.get('RANK', '0')} lost {who} "
+            f"({' '.join(str(error).split())[:160]}); started again, the run goes on from its "
+            "newest checkpoint"
         ) from error
     finally:
         if distributed.is_initialized():
@@ -124,11 +124,14 @@ def start(
 _LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed out waiting")
 
 
-def _is_loss(error: RuntimeError) -> bool:
-    """Whether an error comes from talking to other processes; some backends have no own type."""
-    if isinstance(error, distributed.DistError):
-        return True
-    return any(sign in str(error).lower() for sign in _LOSS)
+def _lost(error: RuntimeError) -> str:
+    """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
+    text = str(error).lower()
+    if "dataloader worker" in text:
+        return "a data-loading process"
+    if isinstance(error, distributed.DistError) or any(sign in text for sign in _LOSS):
+        return "the others; the first of them that failed says why"
+    return ""
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:
