@@ -1,7 +1,7 @@
 """Train: `python generations/main.py [--config FILE] exp_id X key value ...`"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from generations import cli, runtime
+from generations.batch import Batch
 from generations.checkpoint import load_tensors, load_weights
 from generations.config import PATHS
 from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
-from generations.errors import UserError
+from generations.errors import ProcessLostError, UserError
 from generations.files import only_writer, write_text
 from generations.modeling import UnifiedTransformer, build_model
 from generations.objectives import TaskContext, TaskStep
@@ -78,7 +79,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
                 score = validation(iteration)
             checkpoints.score(state, score)
 
-    batches = iter(loader)
+    batches = _read(loader)
     try:
         train(
             step, state, batches, make_context, settings, here, monitor, checkpoints.save, test,
@@ -142,6 +143,17 @@ def _loader(
         pin_memory=here.device.type == "cuda",
         persistent_workers=cfg.num_workers > 0,
     )
+
+
+def _read(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a reading process that is gone shows in many ways."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise ProcessLostError(
+            f"lost a data-loading process ({error}); started again, the run goes on from its "
+            "newest checkpoint"
+        ) from error
 
 
 def _state(

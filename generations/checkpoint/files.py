@@ -210,6 +210,8 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 def unwritable(path: Path, error: Exception) -> UserError:
     """The error of a checkpoint that could not be written."""
+    if isinstance(error.__context__, OSError):  # torch goes on to complain of what follows from it
+        error = error.__context__
     return UserError(
         f"checkpoint {path} cannot be written ({_short(error)}); an earlier one is as it was: make "
         "room or choose another save_dir"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from generations.errors import ProcessLostError, UserError
 
@@ -103,9 +104,21 @@ def start(
     # the watch over a run names who hangs; what waits here is only for when there is none
     patience = timedelta(seconds=2 * timeout)
     try:
+        rank = 0
         if world_size > 1:
-            distributed.init_process_group(backend, timeout=patience)
-        rank = distributed.get_rank() if world_size > 1 else 0
+            store, rank, world_size = next(rendezvous("env://", timeout=patience))
+            # torchrun may give a restarted group the store of the first one, with the addresses
+            # of processes that are gone
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            distributed.init_process_group(
+                backend,
+                timeout=patience,
+                store=distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+                    f"generations/{attempt}", store
+                ),
+                rank=rank,
+                world_size=world_size,
+            )
         yield Runtime(chosen, rank, world_size, autocast_dtype)
     except RuntimeError as error:
         who = _lost(error)
@@ -127,7 +140,7 @@ _LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed
 def _lost(error: RuntimeError) -> str:
     """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
     text = str(error).lower()
-    if "dataloader worker" in text:
+    if "dataloader worker (pid" in text:
         return "a data-loading process"
     if isinstance(error, distributed.DistError) or any(sign in text for sign in _LOSS):
         return "the others; the first of them that failed says why"

@@ -101,6 +101,7 @@ class Watch:
 
     def _guard(self) -> None:
         store = self._store()
+        self._publish(store)
         while not self._ended.wait(min(1.0, self._limit / 10)):
             if self._parent is not None and os.getppid() != self._parent:
                 _end(f"process {self._runtime.rank}: the launcher is gone, so this process ends")

@@ -321,12 +321,12 @@ def test_a_checkpoint_waits_for_the_end_of_an_accumulation(tmp_path):
 
 
 def train_some(state: TrainingState, folder: Path, loop: LoopSettings, stop_at: int = 0) -> list:
-    """Train, with SIGTERM in an iteration; the iterations that were saved."""
+    """Train, with SIGUSR1 in an iteration; the iterations that were saved."""
     saved: list[int] = []
 
     def batch(number: int) -> Batch:
         if number + 1 == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
         return make_batch(number)
 
     def save(state: TrainingState, now: bool) -> None:
