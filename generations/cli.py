@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from yacs.config import CfgNode
 
 from generations.config import known_keys, load_config
-from generations.errors import UserError
-
-FAILED = 2  # exit status after a UserError
+from generations.errors import FAILED, LOST, STOPPED, ProcessLostError, StopRequested, UserError
 
 
 def parse(
@@ -73,7 +71,7 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry: set up logging, and turn a `UserError` into one line and exit status 2."""
+    """Run an entry: set up logging, and turn foreseen ends into one line and an exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # a tokenizer's threads would not survive the forking of data-loading workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -82,6 +80,12 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(FAILED)
+    except StopRequested as stop:
+        sys.stderr.write(f"stopped: {stop}\n")
+        sys.exit(STOPPED)
+    except ProcessLostError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(LOST)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

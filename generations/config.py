@@ -53,6 +53,12 @@ def default_config() -> CfgNode:
     cfg.fp16 = 1  # autocast where the device has it: bf16, else fp16 with loss scaling
     cfg.max_skipped_updates = 20  # in a row, for gradients that are not finite; then stop
     cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
+    cfg.deterministic = 0  # 1: only algorithms that give the same numbers in every run
+    cfg.parallel = "ddp"  # of several processes; fsdp shards gradients and moments (FSDP2)
+    cfg.global_batch = 0  # samples of all processes in an iteration; 0: samples_per_gpu each
+    cfg.hang_timeout = 1800.0  # seconds without progress after which a process ends the run
+    cfg.keep_last = 0  # newest checkpoints that stay; 0: all
+    cfg.keep_best = 0  # checkpoints of the best test scores that stay beside them
     cfg.log_time = 400
     cfg.checkpoint_time = 10000
     cfg.test_interval = 10000
@@ -445,6 +451,8 @@ def _validate(cfg: CfgNode) -> None:
             f"scheduler.warmup_steps {cfg.scheduler.warmup_steps} is more than scheduler.max_steps "
             f"{cfg.scheduler.max_steps}; lower the warm-up or train longer"
         )
+    if cfg.keep_best and not cfg.keep_last:
+        raise UserError("keep_best is for runs that remove checkpoints: set keep_last 2 as well")
     if len(cfg.solver.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.solver.betas):
         raise UserError(f"solver.betas takes two numbers in [0, 1), not {cfg.solver.betas}")
 
@@ -465,6 +473,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("decoding.method", cfg.decoding.method, ("greedy", "beam", "sample")),
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
         ("rerank", cfg.rerank, ("none", "clip")),
+        ("parallel", cfg.parallel, ("ddp", "fsdp")),
     ]
     for key, value, known in choices:
         if value not in known:
@@ -472,6 +481,7 @@ def _check_choices(cfg: CfgNode) -> None:
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
     flags += ("eval_skip_bad",)
+    flags += ("deterministic",)
     flags += (
         "use_clip_score",
         "recompute",
@@ -525,6 +535,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,
+        "global_batch": 0, "hang_timeout": 1, "keep_last": 0, "keep_best": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "clusters.max_points_per_centroid": 1, "features.batch_size": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,

@@ -2,13 +2,22 @@
 
 import json
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from generations.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -41,8 +50,66 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+        if durable:
+            flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not every system opens folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def only_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
+    """Context in which this process alone may write into a folder; the end of a process frees it.
+
+    Args:
+        folder: made if it does not exist.
+        patience: seconds to wait for another process to end.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with path.open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + patience
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise UserError(
+                    f"{folder} is in use: {file.read(200).strip() or 'another process'} writes "
+                    "there; wait until it ends, end it, or choose another exp_id"
+                )
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        # of the process alone: a worker that it forked, and that outlives it, holds nothing
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks: nothing can be known
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

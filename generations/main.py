@@ -1,7 +1,8 @@
 """Train: `python generations/main.py [--config FILE] exp_id X key value ...`"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 if not __package__:  # run as a script: the package's own folder must not shadow libraries
@@ -10,20 +11,24 @@ if not __package__:  # run as a script: the package's own folder must not shadow
 import logging
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from generations import cli, runtime
-from generations.checkpoint import load_weights
+from generations.batch import Batch
+from generations.checkpoint import load_tensors, load_weights
+from generations.config import PATHS
 from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
-from generations.files import write_text
+from generations.errors import ProcessLostError, UserError
+from generations.files import only_writer, write_text
 from generations.modeling import UnifiedTransformer, build_model
 from generations.objectives import TaskContext, TaskStep
 from generations.pipelines import assembly
 from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
-from generations.training.checkpoint import resume, save_checkpoint
+from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor
 from generations.training.optim import SolverSettings, build_optimizer, build_scheduler
@@ -34,24 +39,28 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, train, close."""
     _, cfg = cli.parse(__doc__ or "", argv)
-    with runtime.start(cfg.device, bool(cfg.distributed), bool(cfg.fp16)) as here:
+    flags = (bool(cfg.distributed), bool(cfg.fp16), bool(cfg.deterministic))
+    with runtime.start(cfg.device, *flags, cfg.hang_timeout) as here:
         cli.quiet_unless(here.is_main)
-        train_run(cfg, here)
+        folder = assembly.run_folder(cfg)
+        alone = only_writer(folder) if here.is_main else nullcontext()
+        with runtime.Watch(here, cfg.hang_timeout) as watch, alone:
+            _check_agreement(cfg, here)
+            train_run(cfg, here, watch)
 
 
-def train_run(cfg: CfgNode, here: runtime.Runtime) -> None:
+def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None:
     """Train as the configuration says, from where it says."""
     folder = assembly.run_folder(cfg)
+    checkpoints = Checkpoints(folder, here, cfg.checkpoint_format, cfg.keep_last, cfg.keep_best)
     dataset = _dataset(cfg)
     sequence = sequence_settings(cfg, dataset.references, folder, here)
-    runtime.seed_everything(cfg.seed, 0)  # all ranks start from the same weights
-    model = build_model(cfg).to(here.device)
-    state = _state(cfg, model, here)
+    model, state, step = _state(cfg, len(dataset), here)
     if here.is_main:
         remember_extractor(cfg, folder, resumed=state.iteration > 0)
         write_text(folder / "config.yaml", cfg.dump())
     settings = _loop_settings(cfg)
-    loader = _loader(cfg, dataset, here, state.iteration)
+    loader = _loader(cfg, dataset, here, state.samples)
     monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time)
     validation = Validation(cfg, model, here, monitor) if cfg.test_interval else None
     levels = assembly.feature_levels(cfg)
@@ -66,25 +75,35 @@ def train_run(cfg: CfgNode, here: runtime.Runtime) -> None:
             sequence,
         )
 
-    def save(state: TrainingState) -> None:
-        if here.is_main:
-            save_checkpoint(folder, state, cfg.checkpoint_format)
-        runtime.wait_for_all(here)
+    def test(iteration: int) -> None:
+        if validation is not None:
+            with runtime.whole_weights(step):
+                score = validation(iteration)
+            checkpoints.score(state, score)
 
+    batches = _read(loader)
     try:
         train(
-            runtime.data_parallel(TaskStep(model), here),
-            state,
-            iter(loader),
-            make_context,
-            settings,
-            here,
-            monitor,
-            save,
-            validation or (lambda iteration: None),
-        )
+            step, state, batches, make_context, settings, here, monitor, checkpoints.save, test,
+            watch,
+        )  # fmt: skip
     finally:
+        checkpoints.close()
         monitor.close()
+
+
+def _check_agreement(cfg: CfgNode, here: runtime.Runtime) -> None:
+    """Raise a UserError unless all processes train the same; paths may differ between machines."""
+    free = {*PATHS, "root_path", "device", "num_workers"}
+    values = {key: str(value) for key, value in sorted(cfg.items()) if key not in free}
+    all_values = runtime.gather_lists([values], here)
+    for rank, other in enumerate(all_values):
+        for key in values.keys() & other.keys() - {"clip"}:
+            if other[key] != all_values[0][key]:
+                raise UserError(
+                    f"{key} is {all_values[0][key]} for process 0 and {other[key]} for process "
+                    f"{rank}: give all machines the same command"
+                )
 
 
 def _dataset(cfg: CfgNode) -> CaptioningDataset:
@@ -100,11 +119,23 @@ def _dataset(cfg: CfgNode) -> CaptioningDataset:
     )
 
 
+def _samples_per_process(cfg: CfgNode, here: runtime.Runtime) -> int:
+    if not cfg.global_batch:
+        return cfg.samples_per_gpu
+    if cfg.global_batch % here.world_size:
+        raise UserError(
+            f"global_batch {cfg.global_batch} cannot be divided among {here.world_size} processes; "
+            "choose a multiple, or another number of processes"
+        )
+    return cfg.global_batch // here.world_size
+
+
 def _loader(
-    cfg: CfgNode, dataset: CaptioningDataset, here: runtime.Runtime, iteration: int
+    cfg: CfgNode, dataset: CaptioningDataset, here: runtime.Runtime, samples: int
 ) -> DataLoader:
+    batch_size = _samples_per_process(cfg, here)
     sampler = InfiniteSampler(
-        len(dataset), cfg.samples_per_gpu, here.rank, here.world_size, cfg.seed, iteration
+        len(dataset), batch_size, here.rank, here.world_size, cfg.seed, samples
     )
     return DataLoader(
         dataset,
@@ -116,8 +147,36 @@ def _loader(
     )
 
 
-def _state(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> TrainingState:
-    """Model, optimiser and schedule, loaded from the run's starting point."""
+def _read(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a reading process that is gone shows in many ways."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise ProcessLostError(
+            f"lost a data-loading process ({error}); started again, the run goes on from its "
+            "newest checkpoint"
+        ) from error
+
+
+def _state(
+    cfg: CfgNode, images: int, here: runtime.Runtime
+) -> tuple[UnifiedTransformer, TrainingState, nn.Module]:
+    """The model, the run at its starting point, and the model's training step."""
+    runtime.seed_everything(cfg.seed, 0)  # all ranks start from the same weights
+    model = build_model(cfg).to(here.device)
+    # chosen by one process: another might see a folder of the network as it was a moment ago
+    chosen = [assembly.choose_start(cfg)] if here.is_main else []
+    start = runtime.gather_lists(chosen, here)[0]
+    saved = None
+    if start.kind == "resume":
+        saved = read_resumable(Path(start.path))
+        load_tensors(model, saved.weights, start.path)
+    else:
+        assembly.load_codebook(cfg, model)
+        if start.kind != "random":
+            load_weights(model, start.path)
+    step = runtime.data_parallel(TaskStep(model), here, cfg.parallel)
+    # only now: sharding puts other parameters in the place of the model's
     solver = SolverSettings(
         **{name: value for name, value in cfg.solver.items()},
         schedule=cfg.scheduler.method,
@@ -127,18 +186,17 @@ def _state(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> Tr
     optimizer = build_optimizer(model, solver)
     scheduler = build_scheduler(optimizer, solver)
     state = TrainingState(model, optimizer, scheduler, here.scaler(cfg.loss_scale), 0, set())
-    start = assembly.choose_start(cfg)
-    if start.kind == "resume":
-        resume(Path(start.path), state)
-        if cfg.restart_iteration:
-            state.iteration = 0
-        logger.info("resuming %s at iteration %d", start.path, state.iteration)
-    else:
-        assembly.load_codebook(cfg, model)
-        if start.kind != "random":
-            load_weights(model, start.path)
+    state.order = {"seed": cfg.seed, "images": images}
+    if saved is None:
         logger.info("starting from %s", start.path or "random weights")
-    return state
+        return model, state, step
+    restore(saved, state, Path(start.path))
+    if state.samples < 0:  # not in checkpoints of the original
+        state.samples = state.iteration * _samples_per_process(cfg, here) * here.world_size
+    if cfg.restart_iteration:
+        state.iteration, state.samples, state.best = 0, 0, None
+    logger.info("resuming %s at iteration %d", start.path, state.iteration)
+    return model, state, step
 
 
 def _loop_settings(cfg: CfgNode) -> LoopSettings:

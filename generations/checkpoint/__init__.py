@@ -18,6 +18,7 @@ from generations.checkpoint.optimizer import (
     optimizer_state_by_name,
 )
 from generations.checkpoint.pretrained import from_pretrained, save_pretrained
+from generations.checkpoint.seals import check_whole, note_score, score_of, seal_path
 from generations.checkpoint.training_state import (
     TrainingCheckpoint,
     read_training_checkpoint,
@@ -27,12 +28,14 @@ from generations.checkpoint.training_state import (
 __all__ = [
     "LoadReport",
     "TrainingCheckpoint",
+    "check_whole",
     "convert_checkpoint",
     "from_pretrained",
     "load_generator_weights",
     "load_optimizer_state",
     "load_tensors",
     "load_weights",
+    "note_score",
     "optimizer_state_by_index",
     "optimizer_state_by_name",
     "read_tensors",
@@ -40,5 +43,7 @@ __all__ = [
     "save_pretrained",
     "save_pth",
     "save_safetensors",
+    "score_of",
+    "seal_path",
     "write_training_checkpoint",
 ]

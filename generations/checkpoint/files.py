@@ -4,7 +4,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,13 @@ def _short(error: Exception) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def save_pth(path: str | Path, payload: Any) -> None:
+def save_pth(path: str | Path, payload: Any, finish: Callable[[Path], None] | None = None) -> None:
     """torch.save, atomically.
+
+    Args:
+        path: the file.
+        payload: what to save.
+        finish: called with the temporary file before it takes its name.
 
     Raises:
         UserError: wrong suffix, or it cannot be written; an earlier file is left as it was.
@@ -174,7 +179,11 @@ def save_pth(path: str | Path, payload: Any) -> None:
         raise UserError(f"checkpoint {path}: its suffix is none of {', '.join(PTH_SUFFIXES)}")
     try:
         with atomic_path(path) as temporary:
-            torch.save(payload, temporary)
+            # through Python's file, whose errors are exceptions in every case
+            with temporary.open("wb") as file:
+                torch.save(payload, file)
+            if finish is not None:
+                finish(temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise unwritable(path, error) from error
 
@@ -201,6 +210,8 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 def unwritable(path: Path, error: Exception) -> UserError:
     """The error of a checkpoint that could not be written."""
+    if isinstance(error.__context__, OSError):  # torch goes on to complain of what follows from it
+        error = error.__context__
     return UserError(
         f"checkpoint {path} cannot be written ({_short(error)}); an earlier one is as it was: make "
         "room or choose another save_dir"

@@ -30,7 +30,9 @@ from generations.checkpoint.files import (
     weights_in,
 )
 from generations.checkpoint.keys import TIED, strip_module
+from generations.checkpoint.seals import write_seal
 from generations.errors import UserError
+from generations.files import flush_folder
 
 STATE_FILE = "training_state.pth"
 
@@ -126,23 +128,32 @@ def _state_in(folder: Path, checksum: str) -> dict[str, Any]:
     return state
 
 
-def write_training_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
-    """Write a training checkpoint; a folder appears under its name only once it is whole.
+def write_training_checkpoint(
+    path: str | Path, payload: Mapping[str, Any], seal: bool = False
+) -> None:
+    """Write a training checkpoint; it appears under its name only once it is whole.
 
     Args:
         path: a .pth file, or a folder (any other name) for weights and state apart.
         payload: "model": {name: tensor}, and whatever else is to be read back: "optimizer",
             "scheduler", "iteration", ... (see `TrainingCheckpoint`).
+        seal: also write its seal (see `seals`).
 
     Raises:
         UserError: it cannot be written (disk full); an earlier one is left as it was.
     """
     path = Path(path)
+    finish = write_seal if seal else _nothing
     if path.suffix in PTH_SUFFIXES:
-        save_pth(path, payload)
+        save_pth(path, payload, lambda temporary: finish(path, temporary))
         return
     with atomic_folder(path) as temporary:
         fill_folder(temporary, payload)
+        finish(path, temporary)
+
+
+def _nothing(path: Path, temporary: Path) -> None:
+    pass
 
 
 def fill_folder(folder: Path, payload: Mapping[str, Any]) -> None:
@@ -182,7 +193,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o777 & ~mask)
         if path.exists():
-            shutil.rmtree(path)
+            # put aside and not removed first: there is no moment without a whole folder on disk
+            path.rename(temporary.with_name(f"{temporary.name}.old"))
         temporary.rename(path)
+        flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)

@@ -11,8 +11,9 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
 
     The global batches cut one endless stream of samples; in the stream, each epoch is a
     permutation of the data that depends on (seed, epoch) alone. A process takes a contiguous slice
-    of each global batch. So the only state is the number of batches drawn, and a run that goes on
-    with another number of processes, but the same global batch, repeats and skips nothing.
+    of each global batch. So the only state is the number of samples that all processes have drawn
+    together, and a run that goes on with another number of processes, or another batch size,
+    repeats and skips nothing.
 
     Args:
         num_samples: of the data.
@@ -20,7 +21,7 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
         rank: of this process.
         world_size: number of processes.
         seed: of the permutations.
-        start_iteration: batches already drawn.
+        start: samples already drawn, by all processes.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        start_iteration: int = 0,
+        start: int = 0,
     ):
         if num_samples < 1 or batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -41,13 +42,12 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
         self._offset = rank * batch_size
         self._global_batch = world_size * batch_size
         self._seed = seed
-        self._start = start_iteration
+        self._start = start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         permutation, permuted_epoch = np.empty(0, np.int64), -1
-        iteration = self._start
+        first = self._start + self._offset
         while True:
-            first = iteration * self._global_batch + self._offset
             batch = []
             for position in range(first, first + self._batch_size):
                 epoch, place = divmod(position, self._num_samples)
@@ -56,7 +56,7 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
                     permuted_epoch = epoch
                 batch.append((epoch, int(permutation[place])))
             yield batch
-            iteration += 1
+            first += self._global_batch
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

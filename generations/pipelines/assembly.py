@@ -49,7 +49,7 @@ def run_folder(cfg: CfgNode) -> Path:
     """
     if not cfg.exp_id:
         raise UserError("exp_id is empty: name the run, for example exp_id my_first_run")
-    if Path(cfg.exp_id).name != cfg.exp_id:
+    if Path(cfg.exp_id).name != cfg.exp_id or cfg.exp_id == ".." or "\0" in cfg.exp_id:
         raise UserError(f"exp_id {cfg.exp_id!r} must be a plain folder name, without slashes")
     return Path(cfg.save_dir) / cfg.exp_id
 

@@ -14,7 +14,7 @@ from generations.modeling import UnifiedTransformer
 from generations.pipelines import assembly
 from generations.pipelines.captioning import CaptioningSettings, write_captions
 from generations.pipelines.painting import paint
-from generations.runtime import Runtime, wait_for_all
+from generations.runtime import Runtime, gather_lists
 from generations.training.monitor import Monitor
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,14 @@ class Validation:
         if runtime.is_main and Path(cfg.pretrained_generator).exists():
             self._generator = assembly.load_image_generator(cfg, runtime)
 
-    def __call__(self, iteration: int) -> None:
-        """Test the model as it is now; its mode is eval afterwards."""
+    def __call__(self, iteration: int) -> float | None:
+        """Test the model as it is now; its mode is eval afterwards.
+
+        Returns:
+            CIDEr-D, the same on all processes; None if there is nothing to test on.
+        """
         if not self._records:
-            return
+            return None
         self._model.eval()
         mine = self._records[self._runtime.rank :: self._runtime.world_size]
         written = write_captions(
@@ -54,6 +58,7 @@ class Validation:
             self._runtime,
             total=len(mine),
         )
+        found: list[float] = []
         if self._runtime.is_main:
             hypotheses = {entry["image_id"]: entry["caption"] for entry in written}
             scores = score_captions(
@@ -65,7 +70,8 @@ class Validation:
                 *(iteration, scores["cider_d"], scores["bleu4"]),
             )
             self._show(iteration, hypotheses)
-        wait_for_all(self._runtime)
+            found.append(scores["cider_d"])
+        return gather_lists(found, self._runtime)[0]
 
     def _show(self, iteration: int, hypotheses: dict[int, str]) -> None:
         shown = self._records[:SHOWN]

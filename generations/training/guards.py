@@ -9,10 +9,11 @@ from torch import Tensor
 
 from generations.batch import Batch
 from generations.errors import UserError
+from generations.runtime import Runtime, gather_lists
 
 logger = logging.getLogger(__name__)
 
-NAMED = 5  # images of a bad batch that a message names
+NAMED = 64  # images of bad batches that a message names
 
 
 class GradientGuard:
@@ -23,37 +24,60 @@ class GradientGuard:
 
     Args:
         limit: skipped updates in a row that end the run.
+        runtime: of this process.
+        skipped: updates skipped in all, before.
+        in_a_row: and of those the last ones without a good one between.
 
     Attributes:
         skipped: updates skipped in all.
+        in_a_row: since the last good one.
     """
 
-    def __init__(self, limit: int):
-        self.skipped = 0
+    def __init__(self, limit: int, runtime: Runtime, skipped: int = 0, in_a_row: int = 0):
+        self.skipped = skipped
+        self.in_a_row = in_a_row
         self._limit = limit
-        self._in_a_row = 0
+        self._runtime = runtime
+        self._seen: list[tuple[Batch, Tensor]] = []
+
+    def saw(self, batch: Batch, loss: Tensor) -> None:
+        """Remember a batch whose gradient is on its way into the next update."""
+        self._seen.append((batch, loss.detach()))
+
+    def forget(self) -> None:
+        """The update is done."""
+        self._seen = []
 
     def accepts(self, norm: Tensor) -> bool:
         """Whether the weights may be updated with gradients of this norm."""
         fine = bool(torch.isfinite(norm))
-        self._in_a_row = 0 if fine else self._in_a_row + 1
+        self.in_a_row = 0 if fine else self.in_a_row + 1
         self.skipped += not fine
         return fine
 
-    def report(self, iteration: int, task: str, batch: Batch) -> None:
-        """Warn of a skipped update.
+    def report(self, iteration: int, task: str) -> None:
+        """Warn of a skipped update; all processes call it together.
 
         Raises:
             UserError: it was one too many.
         """
-        images = ", ".join(batch.image_ids[:NAMED]) + (", ..." if len(batch) > NAMED else "")
-        what = f"iteration {iteration}, {task}: the gradient is not finite (images {images})"
-        if self._in_a_row >= self._limit:
+        what = f"iteration {iteration}, {task}: the gradient is not finite ({self._suspects()})"
+        if self.in_a_row >= self._limit:
             raise UserError(
-                f"{what}, the {self._in_a_row}. time in a row; these updates were skipped and the "
+                f"{what}, the {self.in_a_row}. time in a row; these updates were skipped and the "
                 "state is saved: check the images' features, or lower solver.lr"
             )
-        logger.warning("%s; the update is skipped", what)
+        if self._runtime.is_main:
+            logger.warning("%s; the update is skipped (%d so far)", what, self.skipped)
+
+    def _suspects(self) -> str:
+        """The images of all processes whose loss is not finite; if it was all finite, of all."""
+        own = [batch.image_ids for batch, loss in self._seen if not bool(torch.isfinite(loss))]
+        ids = gather_lists([name for names in own for name in names], self._runtime)
+        if not ids:
+            seen = [name for batch, _ in self._seen for name in batch.image_ids]
+            ids = gather_lists(seen, self._runtime)
+        return f"images {', '.join(ids[:NAMED])}{', ...' if len(ids) > NAMED else ''}"
 
 
 class PolicyWatch:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from generations.batch import Batch
-from generations.errors import UserError
+from generations.errors import StopRequested, UserError
 from generations.objectives import StepOutput, TaskContext
-from generations.runtime import Runtime, generator, seed_everything, without_sync
+from generations.runtime import (
+    Runtime,
+    Watch,
+    clip_gradients,
+    generator,
+    seed_everything,
+    without_sync,
+)
 from generations.training.guards import GradientGuard, PolicyWatch
 from generations.training.monitor import Monitor
 from generations.training.optim import fill_absent_gradients
@@ -29,7 +36,8 @@ class LoopSettings:
         iterations: the last iteration.
         accumulation: an optimiser step is made at iterations divisible by this.
         grad_clip: largest gradient norm; 0 does not clip.
-        checkpoint_every: iterations between checkpoints; the last iteration always saves.
+        checkpoint_every: iterations between checkpoints; the last iteration always saves. Between
+            two optimiser steps there is nothing to go on from, so a checkpoint waits for the next.
         test_every: iterations between tests, 0 for none.
         max_skipped: updates in a row whose gradient is not finite that end the run.
         seed: of the run.
@@ -52,6 +60,10 @@ class TrainingState:
     Attributes:
         iteration: iterations done.
         joined: parameters that have had a gradient (see `fill_absent_gradients`).
+        samples: training samples consumed, by all processes, in the global order.
+        order: what that order depends on: the seed and the number of images.
+        skipped: updates skipped in all, and in a row up to now.
+        best: the best score of a test, and its iteration.
     """
 
     model: nn.Module
@@ -60,6 +72,10 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     iteration: int
     joined: set[str]
+    samples: int = 0
+    order: dict[str, int] = field(default_factory=dict)
+    skipped: tuple[int, int] = (0, 0)
+    best: tuple[float, int] | None = None
 
 
 def train(
@@ -70,8 +86,9 @@ def train(
     settings: LoopSettings,
     runtime: Runtime,
     monitor: Monitor,
-    save: Callable[[TrainingState], None],
+    save: Callable[[TrainingState, bool], None],
     test: Callable[[int], None],
+    watch: Watch | None = None,
 ) -> None:
     """Train from `state.iteration` + 1 to the last iteration.
 
@@ -81,18 +98,26 @@ def train(
     Args:
         step: `TaskStep` of the model, wrapped for data parallelism if there are several processes.
         state: updated in place.
-        batches: an endless stream that starts at the state's iteration.
+        batches: an endless stream that starts at the state's samples.
         make_context: builds a task's context around the iteration's generator.
-        save: writes a checkpoint.
+        save: writes a checkpoint; with True it must be on the disk on return.
         test: evaluates at an iteration.
+        watch: is told where the loop is, and asked whether to stop.
 
     Raises:
         UserError: too many gradients in a row that are not finite; the state is saved before.
+        StopRequested: a signal asked for it; the state is saved before.
     """
-    guard, watch = GradientGuard(settings.max_skipped), PolicyWatch()
+    guard = GradientGuard(settings.max_skipped, runtime, *state.skipped)
+    troubles = PolicyWatch()
+    watch = watch or Watch(runtime)
+    due = False  # a checkpoint
+    stopping = ""
     step.train()
     for iteration in range(state.iteration + 1, settings.iterations + 1):
+        watch.beat(iteration, "reading data")
         batch = next(batches).to(runtime.device)
+        watch.beat(iteration, "training")
         seed_everything(settings.seed, runtime.rank, iteration)
         task = settings.tasks[iteration % len(settings.tasks)]
         # the same on all ranks: one visual mask for the whole global batch
@@ -101,34 +126,47 @@ def train(
         with without_sync(step, not updates), runtime.autocast():
             output: StepOutput = step(task, batch, context)
             state.scaler.scale(output.loss / settings.accumulation).backward()
+        guard.saw(batch, output.loss)
         figures = {f"loss/{task}": output.loss, **output.logs}
         rate = state.scheduler.get_last_lr()[0]
         figures["learning_rate"] = torch.tensor(rate, device=runtime.device)
         state.iteration = iteration
+        state.samples += len(batch) * runtime.world_size
         if updates:
             norm, updated = _update(state, settings.grad_clip, guard)
             figures["gradient_norm"] = norm
+            if state.scaler.is_enabled():
+                figures["loss_scale"] = torch.tensor(state.scaler.get_scale())
             if not updated:
                 figures = {}  # they would hide those of the other iterations
-                _report(guard, iteration, task, batch, lambda: save(state))
+                _report(guard, iteration, task, lambda: save(state, True))
+            guard.forget()
         means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
-        for trouble in watch(means):
+        for trouble in troubles(means):
             logger.warning("iteration %d: %s; the state is saved", iteration, trouble)
-            save(state)
+            due = True
         last = iteration == settings.iterations
-        if last or iteration % settings.checkpoint_every == 0:
-            save(state)
+        due = due or iteration % settings.checkpoint_every == 0
+        stopping = stopping or watch.stop_requested()
+        if last or (updates and (due or stopping)):
+            watch.beat(iteration, "saving")
+            save(state, last or bool(stopping))
+            due = False
+        if updates and stopping and not last:
+            raise StopRequested(
+                f"{stopping} came; saved at iteration {iteration} of {settings.iterations}; the "
+                "same command goes on from there"
+            )
         if settings.test_every and (last or iteration % settings.test_every == 0):
+            watch.beat(iteration, "testing")
             test(iteration)
             step.train()
 
 
-def _report(
-    guard: GradientGuard, iteration: int, task: str, batch: Batch, save: Callable[[], None]
-) -> None:
+def _report(guard: GradientGuard, iteration: int, task: str, save: Callable[[], None]) -> None:
     """Warn of a skipped update; when the run ends with it, save first."""
     try:
-        guard.report(iteration, task, batch)
+        guard.report(iteration, task)
     except UserError:
         save()
         raise
@@ -142,9 +180,9 @@ def _update(state: TrainingState, grad_clip: float, guard: GradientGuard) -> tup
     """
     fill_absent_gradients(state.model, state.joined)
     state.scaler.unscale_(state.optimizer)
-    parameters = [p for p in state.model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, grad_clip or torch.inf)
+    norm = clip_gradients(state.model.parameters(), grad_clip)
     updated = guard.accepts(norm)
+    state.skipped = (guard.skipped, guard.in_a_row)
     if updated or state.scaler.is_enabled():  # the scaler skips by itself, and learns from it
         state.scaler.step(state.optimizer)
         state.scaler.update()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import Popen
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,16 +31,33 @@ def call(
     """Run one of the entries."""
     path = ROOT / "generations" / script
     name = path.name if folder == path.parent else str(path.relative_to(folder))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, *launcher, name, *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def environment() -> dict[str, str]:
+    """Variables of a command."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def begin(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = ()) -> Popen[bytes]:
+    """Start an entry, which writes what it says into a file."""
+    command = [sys.executable, *launcher, str(ROOT / "generations" / script), *arguments]
+    with log.open("ab") as file:
+        return Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+
+
+def two_processes(port: int, *options: str) -> tuple[str, ...]:
+    """torchrun."""
+    start = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
+    return (*start, *options)
 
 
 def run(script: str, *arguments: str, **options) -> str:

@@ -14,17 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
-    """A prepared mini world of 60 pictures."""
-    folder = tmp_path_factory.mktemp("world")
-    where = ("data_dir", str(folder))
-    run("prepare.py", "mini-world", "--sizes", "40", "10", "10", *SMALL(folder))
-    run("prepare.py", "all", *SMALL(folder))
-    assert (folder / "manifest.json").exists(), where
-    return folder
-
-
-@pytest.fixture(scope="session")
 def trained(world, tmp_path_factory) -> Path:
     """Six iterations of stage 1; returns save_dir."""
     models = tmp_path_factory.mktemp("models")

@@ -1,6 +1,6 @@
 import json
 import pickle
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -346,7 +346,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone():
         return [(batch.captions, batch.masked_text_ids.tolist()) for batch in islice(loader, 6)]
 
     def loader(seed, workers, start=0):
-        sampler = InfiniteSampler(3, 2, seed=seed, start_iteration=start)
+        sampler = InfiniteSampler(3, 2, seed=seed, start=2 * start)
         return DataLoader(
             dataset(seed), batch_sampler=sampler, collate_fn=collate, num_workers=workers
         )
@@ -391,13 +391,18 @@ def test_each_epoch_is_a_permutation(num_samples, batch_size, world_size, seed):
         assert sorted(index for _, index in part) == list(range(num_samples))
 
 
-@given(sizes, st.integers(1, 4), st.integers(0, 9))
-def test_resume_with_other_processes_goes_on(num_samples, half, cut):
-    batch = 2 * half
-    alone = list(islice(InfiniteSampler(num_samples, batch), cut + 4))
-    first = islice(InfiniteSampler(num_samples, half, 0, 2, start_iteration=cut), 4)
-    second = islice(InfiniteSampler(num_samples, half, 1, 2, start_iteration=cut), 4)
-    assert [a + b for a, b in zip(first, second, strict=True)] == alone[cut:]
+@given(sizes, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=2, max_size=4))
+def test_resume_with_other_processes_and_batches_goes_on(num_samples, legs):
+    """Each leg is two iterations of some processes with some batch size."""
+    drawn: list[tuple[int, int]] = []
+    for batch_size, world_size in legs:
+        ranks = [
+            islice(InfiniteSampler(num_samples, batch_size, rank, world_size, start=len(drawn)), 2)
+            for rank in range(world_size)
+        ]
+        drawn += [key for batches in zip(*ranks, strict=True) for batch in batches for key in batch]
+    uncut = chain.from_iterable(InfiniteSampler(num_samples, 1))
+    assert drawn == list(islice(uncut, len(drawn)))
 
 
 def test_epochs_and_seeds_differ():

@@ -1,5 +1,11 @@
 """The loop, the optimiser's zero-gradient rule, checkpoints and resume, on a toy model."""
 
+import os
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -8,12 +14,20 @@ import pytest
 import torch
 
 from generations.batch import Batch
-from generations.errors import UserError
+from generations.checkpoint import read_training_checkpoint, seal_path
+from generations.errors import StopRequested, UserError
+from generations.files import only_writer
 from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
 from generations.objectives import TaskContext, TaskStep
-from generations.runtime import Runtime, generator, seed_everything
-from generations.training.checkpoint import latest_checkpoint, resume, save_checkpoint
-from generations.training.guards import PolicyWatch
+from generations.runtime import Runtime, Watch, generator, seed_everything
+from generations.training.checkpoint import (
+    Checkpoints,
+    checkpoint_path,
+    latest_checkpoint,
+    resume,
+    save_checkpoint,
+)
+from generations.training.guards import GradientGuard, PolicyWatch
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor
 from generations.training.optim import (
@@ -68,7 +82,7 @@ def run(
         loop,
         CPU,
         monitor,
-        lambda state: saved.append(save_checkpoint(folder, state, form)),
+        lambda state, now: saved.append(save_checkpoint(folder, state, form)),
         lambda iteration: None,
     )
     monitor.close()
@@ -162,8 +176,201 @@ def test_weights_alone_cannot_be_resumed(tmp_path):
         resume(tmp_path / "model_0000003.pth", make_state())
 
 
-def test_the_latest_checkpoint_is_the_one_of_the_highest_iteration(tmp_path):
-    for name in ("model_0000009.pth", "model_0000010.pth", "model_best.pth", "other_0000011.pth"):
-        (tmp_path / name).touch()
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("model_*") if path.suffix != ".json")
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "torn":
+        path.write_bytes(content[: len(content) // 3])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "seal":
+        seal_path(path).write_text("{}")
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("how", ["flip", "torn", "empty", "seal"])
+def test_the_latest_checkpoint_is_the_newest_that_is_whole(tmp_path, how, sealed, caplog):
+    state = make_state()
+    for iteration in (9, 10, 11):
+        state.iteration = iteration
+        path = save_checkpoint(tmp_path, state)
+        if not sealed:
+            seal_path(path).unlink()
+    (tmp_path / "model_best.pth").touch()
+    assert latest_checkpoint(tmp_path).name == "model_0000011.pth"
+    damage(tmp_path / "model_0000011.pth", how)
     assert latest_checkpoint(tmp_path).name == "model_0000010.pth"
+    assert "model_0000011.pth is damaged" in caplog.text
     assert latest_checkpoint(tmp_path / "none") is None
+    for path in tmp_path.glob("model_*.pth"):
+        damage(path, "empty")
+    with pytest.raises(UserError, match="none of the 3 checkpoints"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_torn_folder_is_passed_over(tmp_path):
+    state = make_state()
+    for state.iteration in (1, 2):
+        path = save_checkpoint(tmp_path, state, "safetensors")
+    (path / "training_state.pth").unlink()
+    assert latest_checkpoint(tmp_path).name == "model_0000001"
+
+
+def test_a_checkpoint_is_a_snapshot(tmp_path):
+    """Training goes on while the thread writes."""
+    state = make_state()
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    checkpoints = Checkpoints(tmp_path, CPU)
+    checkpoints.save(state)
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(1)
+    checkpoints.close()
+    saved = read_training_checkpoint(tmp_path / "model_0000000.pth").weights
+    assert all(torch.equal(saved[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_the_newest_and_the_best_stay(tmp_path, form):
+    state = make_state()
+    (tmp_path / ".model_0000007-abc.tmp.pth").write_bytes(b"half")
+    checkpoints = Checkpoints(tmp_path, CPU, form, keep_last=2, keep_best=1)
+    for state.iteration, score in enumerate((0.1, 0.5, 0.3, 0.2, None, 0.4), 1):
+        checkpoints.save(state)
+        checkpoints.score(state, score)
+    checkpoints.close()
+    suffix = ".pth" if form == "pth" else ""
+    assert names(tmp_path) == [f"model_000000{number}{suffix}" for number in (2, 5, 6)]
+    assert len(list(tmp_path.glob("model_*.json"))) == 3
+    assert not list(tmp_path.glob(".model_*")) and state.best == (0.5, 2)
+    # a damaged one of a higher iteration does not count as newest
+    checkpoint_path(tmp_path, 99, form).mkdir()
+    state.iteration = 7
+    checkpoints.save(state, now=True)
+    assert {f"model_0000007{suffix}", f"model_0000006{suffix}"} <= set(names(tmp_path))
+
+
+def test_what_a_run_knows_comes_back(tmp_path):
+    state = make_state()
+    state.iteration, state.samples, state.skipped = 4, 128, (3, 1)
+    state.best, state.order = (0.75, 2), {"seed": 1, "images": 9}
+    back = make_state()
+    back.order = {"seed": 1, "images": 9}
+    resume(save_checkpoint(tmp_path, state), back)
+    assert (back.iteration, back.samples, back.skipped, back.best) == (4, 128, (3, 1), (0.75, 2))
+
+
+def test_another_seed_or_other_data_are_told(tmp_path, caplog):
+    state = make_state()
+    state.order = {"seed": 1, "images": 9}
+    path = save_checkpoint(tmp_path, state)
+    state.order = {"seed": 2, "images": 9}
+    resume(path, state)
+    assert "seed 1 -> 2" in caplog.text
+
+
+def test_a_full_disk_is_told_before_anything_is_touched(tmp_path, monkeypatch, caplog):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, CPU, keep_last=1)
+    checkpoints.save(state, now=True)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000))
+    state.iteration = 1
+    checkpoints.save(state)  # told, and training goes on
+    assert "the disk has only 0 MB left" in caplog.text
+    with pytest.raises(UserError, match="make room"):
+        checkpoints.save(state, now=True)
+    assert latest_checkpoint(tmp_path).name == "model_0000000.pth"
+    assert names(tmp_path) == ["model_0000000.pth"]
+
+
+def test_a_failed_write_keeps_the_earlier_ones(tmp_path, monkeypatch):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, CPU, keep_last=1)
+    checkpoints.save(state, now=True)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    state.iteration = 1
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoints.save(state, now=True)
+    assert names(tmp_path) == ["model_0000000.pth"] and not list(tmp_path.glob(".model*"))
+
+
+def test_a_checkpoint_waits_for_the_end_of_an_accumulation(tmp_path):
+    """Cut anywhere, also between two batches of one update, the weights come out the same."""
+    whole = make_state()
+    run(whole, tmp_path / "whole", 9, accumulation=3)
+    state = make_state()
+    loop = LoopSettings(["xe_i2t", "xe_t2i"], 9, 3, checkpoint_every=2, test_every=0)
+    saved = train_some(state, tmp_path / "cut", loop, stop_at=4)
+    assert saved == [3, 6] and state.iteration == 6
+    state = make_state()
+    resume(checkpoint_path(tmp_path / "cut", 6), state)
+    train_some(state, tmp_path / "cut", loop)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[name]), name
+
+
+def train_some(state: TrainingState, folder: Path, loop: LoopSettings, stop_at: int = 0) -> list:
+    """Train, with SIGUSR1 in an iteration; the iterations that were saved."""
+    saved: list[int] = []
+
+    def batch(number: int) -> Batch:
+        if number + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return make_batch(number)
+
+    def save(state: TrainingState, now: bool) -> None:
+        save_checkpoint(folder, state)
+        saved.append(state.iteration)
+
+    context = TaskContext(generator(0), FeatureLevels())
+    with Watch(CPU) as watch, pytest.raises(StopRequested) if stop_at else nullcontext():
+        train(
+            TaskStep(state.model),
+            state,
+            (batch(number) for number in count(state.iteration)),
+            lambda source: replace(context, generator=source),
+            loop,
+            CPU,
+            Monitor(folder, CPU, 1, 9, 2),
+            save,
+            lambda iteration: None,
+            watch,
+        )
+    return saved
+
+
+def test_suspects_are_the_batches_whose_loss_is_not_finite():
+    guard = GradientGuard(3, CPU)
+    guard.saw(make_batch(0), torch.tensor(1.0))
+    guard.saw(replace(make_batch(1), image_ids=["bad", "worse"]), torch.tensor(torch.nan))
+    assert not guard.accepts(torch.tensor(torch.inf))
+    guard = GradientGuard(1, CPU, skipped=4)
+    guard.saw(make_batch(0), torch.tensor(1.0))
+    guard.saw(replace(make_batch(1), image_ids=["bad", "worse"]), torch.tensor(torch.nan))
+    guard.accepts(torch.tensor(torch.nan))
+    with pytest.raises(UserError, match=r"images bad, worse\)") as caught:
+        guard.report(7, "xe_t2i")
+    assert "iteration 7" in str(caught.value) and guard.skipped == 5
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    try_it = (
+        "import sys, pathlib; from generations.files import only_writer\n"
+        "with only_writer(pathlib.Path(sys.argv[1]), 0): pass"
+    )
+    command = [sys.executable, "-c", try_it, str(tmp_path / "run")]
+    with only_writer(tmp_path / "run"):
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"is in use: process {os.getpid()} on" in refused.stderr
+    assert subprocess.run(command, check=False).returncode == 0

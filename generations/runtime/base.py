@@ -1,4 +1,4 @@
-"""Device, process group, seeds, precision: the only file that sees torch.distributed."""
+"""Device, process group, seeds, precision."""
 
 import contextlib
 import logging
@@ -7,14 +7,15 @@ import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
-from generations.errors import UserError
+from generations.errors import ProcessLostError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,13 @@ class Runtime:
 
 
 @contextmanager
-def start(device: str = "auto", distribute: bool = True, half: bool = True) -> Iterator[Runtime]:
+def start(
+    device: str = "auto",
+    distribute: bool = True,
+    half: bool = True,
+    deterministic: bool = False,
+    timeout: float = 1800.0,
+) -> Iterator[Runtime]:
     """Choose the device, join the launcher's process group, and leave it at the end.
 
     Args:
@@ -72,10 +79,18 @@ def start(device: str = "auto", distribute: bool = True, half: bool = True) -> I
             there.
         half: autocast to bfloat16, or float16 where the GPU has no bfloat16. On a CPU the model
             stays in float32: half precision is emulated there on most machines, and slower.
+        deterministic: only algorithms whose result is the same in every run.
+        timeout: seconds that a process waits for the others.
 
     Raises:
         UserError: the device does not exist here.
+        ProcessLostError: another process of the group died or does not answer.
     """
+    if deterministic:
+        # read when CUDA starts; without it cuBLAS may add in any order
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if distribute else 1
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
     autocast_dtype = None
@@ -84,14 +99,52 @@ def start(device: str = "auto", distribute: bool = True, half: bool = True) -> I
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
-    if world_size == 1:
-        yield Runtime(chosen, autocast_dtype=autocast_dtype)
-        return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # gloo also beside NCCL: what processes tell each other on the CPU does not hold up a GPU
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    # the watch over a run names who hangs; what waits here is only for when there is none
+    patience = timedelta(seconds=2 * timeout)
     try:
-        yield Runtime(chosen, distributed.get_rank(), world_size, autocast_dtype)
+        rank = 0
+        if world_size > 1:
+            store, rank, world_size = next(rendezvous("env://", timeout=patience))
+            # torchrun may give a restarted group the store of the first one, with the addresses
+            # of processes that are gone
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            distributed.init_process_group(
+                backend,
+                timeout=patience,
+                store=distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+                    f"generations/{attempt}", store
+                ),
+                rank=rank,
+                world_size=world_size,
+            )
+        yield Runtime(chosen, rank, world_size, autocast_dtype)
+    except RuntimeError as error:
+        who = _lost(error)
+        if not who:
+            raise
+        raise ProcessLostError(
+            f"process {os.environ.get('RANK', '0')} lost {who} "
+            f"({' '.join(str(error).split())[:160]}); started again, the run goes on from its "
+            "newest checkpoint"
+        ) from error
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+_LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed out waiting")
+
+
+def _lost(error: RuntimeError) -> str:
+    """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
+    text = str(error).lower()
+    if "dataloader worker (pid" in text:
+        return "a data-loading process"
+    if isinstance(error, distributed.DistError) or any(sign in text for sign in _LOSS):
+        return "the others; the first of them that failed says why"
+    return ""
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:
@@ -134,24 +187,6 @@ def derive_seed(*parts: int) -> int:
 def generator(*parts: int) -> torch.Generator:
     """A CPU generator seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(*parts))
-
-
-def data_parallel(module: nn.Module, runtime: Runtime) -> nn.Module:
-    """Wrap a module so that its gradients are averaged over all processes.
-
-    Which parameters a task uses differs from iteration to iteration, hence `find_unused`.
-    """
-    if runtime.world_size == 1:
-        return module
-    devices = [runtime.device.index] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
-
-
-def without_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
-    """Context in which, if `skip`, forward and backward only accumulate on each process."""
-    if skip and isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return contextlib.nullcontext()
 
 
 def mean_over_ranks(values: Tensor, runtime: Runtime) -> Tensor:

@@ -1,0 +1,39 @@
+"""Device, process group, seeds, precision, survival: the only room that sees torch.distributed."""
+
+from generations.runtime.base import (
+    Runtime,
+    derive_seed,
+    gather_lists,
+    generator,
+    mean_over_ranks,
+    seed_everything,
+    start,
+    wait_for_all,
+)
+from generations.runtime.parallel import (
+    clip_gradients,
+    data_parallel,
+    distribute_moments,
+    whole,
+    whole_weights,
+    without_sync,
+)
+from generations.runtime.watch import Watch
+
+__all__ = [
+    "Runtime",
+    "Watch",
+    "clip_gradients",
+    "data_parallel",
+    "derive_seed",
+    "distribute_moments",
+    "gather_lists",
+    "generator",
+    "mean_over_ranks",
+    "seed_everything",
+    "start",
+    "wait_for_all",
+    "whole",
+    "whole_weights",
+    "without_sync",
+]

@@ -1,0 +1,143 @@
+"""One model on several processes: DDP, or FSDP2, which shards what DDP repeats."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from generations.errors import UserError
+from generations.runtime.base import Runtime
+
+
+def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> nn.Module:
+    """Wrap a module so that its gradients are averaged over all processes.
+
+    Args:
+        module: whose `forward` is a training step; its weights are alike on all processes.
+        runtime: of this process.
+        method: ddp, or fsdp: gradients and the optimiser's moments are sharded, and weights are
+            gathered for a step as one group. Sharding layer by layer would save more, but stage 2
+            decodes word by word, and each word would gather every layer again.
+
+    Raises:
+        UserError: fsdp with float16, whose loss scaling is per process.
+    """
+    if runtime.world_size == 1:
+        return module
+    if method == "fsdp":
+        if runtime.autocast_dtype == torch.float16:
+            raise UserError(
+                "parallel fsdp does not scale losses, and this GPU has no bfloat16: set fp16 0, or "
+                "parallel ddp"
+            )
+        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        fields = _FieldsOf(module)
+        fully_shard(fields, mesh=mesh)  # in place
+        return _Fields(fields)
+    devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+    # which parameters a task uses differs from iteration to iteration
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+
+class _FieldsOf(nn.Module):
+    """Gives a dataclass's fields as a dictionary, in which FSDP finds the loss."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self.kind: type | None = None
+
+    def forward(self, *arguments: Any) -> dict[str, Any]:
+        output = self.module(*arguments)
+        self.kind = type(output)
+        return dict(vars(output))
+
+
+class _Fields(nn.Module):
+    """Makes the dataclass again."""
+
+    def __init__(self, sharded: _FieldsOf):
+        super().__init__()
+        self.sharded = sharded
+
+    def forward(self, *arguments: Any) -> Any:
+        fields = self.sharded(*arguments)
+        assert self.sharded.kind is not None
+        return self.sharded.kind(**fields)
+
+
+def _sharded(module: nn.Module) -> FSDPModule | None:
+    if isinstance(module, _Fields) and isinstance(module.sharded, FSDPModule):
+        return module.sharded
+    return None
+
+
+def without_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
+    """Context in which, if `skip`, forward and backward only accumulate on each process."""
+    if (sharded := _sharded(module)) is not None:
+        sharded.set_requires_gradient_sync(not skip)
+    elif skip and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+@contextmanager
+def whole_weights(module: nn.Module) -> Iterator[None]:
+    """Context in which the model in a wrapped module can be used by itself, on every process."""
+    sharded = _sharded(module)
+    if sharded is None:
+        yield
+        return
+    sharded.unshard()
+    try:
+        yield
+    finally:
+        sharded.reshard()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients down to a norm; 0 does not clip.
+
+    Returns:
+        the norm before, over all processes' shards.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(with_gradient, limit or torch.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def whole(value: Any, keep: bool = True) -> Any:
+    """A state with whole tensors in place of shards; all processes call it together.
+
+    Args:
+        value: a state_dict, or what is in one.
+        keep: what is gathered is wanted here, on the CPU; else there is an empty tensor.
+    """
+    if isinstance(value, DTensor):
+        gathered = value.full_tensor()
+        return gathered.cpu() if keep else gathered.new_empty(0)
+    if isinstance(value, dict):
+        return {key: whole(entry, keep) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [whole(entry, keep) for entry in value]
+    return value
+
+
+def distribute_moments(optimizer: Optimizer) -> None:
+    """Shard moments that were loaded as whole tensors as the parameters are."""
+    for parameter, moments in optimizer.state.items():
+        if not isinstance(parameter, DTensor):
+            continue
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
+                moments[name] = distribute_tensor(
+                    value, parameter.device_mesh, parameter.placements, src_data_rank=None
+                )

@@ -1,0 +1,202 @@
+"""Runs that are killed, starved, lied to and interrupted: nothing is lost, and nothing is wrong.
+
+Every run here that ends, ends with the weights of a run that nothing happened to.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from commands import SMALL, begin, fails, run, two_processes
+from faults import children, ended, is_alive, kill, process_of_rank, wait_for
+
+from generations.checkpoint import read_tensors
+from generations.errors import LOST, STOPPED
+
+STEPS = 150
+LAST = f"model_{STEPS:07d}.pth"
+COMMON = (
+    *("scheduler.max_steps", str(STEPS), "scheduler.warmup_steps", "5", "test_interval", "0"),
+    *("checkpoint_time", "15", "log_time", "50", "model.dropout", "0.1"),
+)
+
+
+@pytest.fixture(scope="module")
+def models(world, tmp_path_factory) -> Path:
+    """Undisturbed runs: one/ of one process and two/ of two."""
+    folder = tmp_path_factory.mktemp("models")
+    run("main.py", *SMALL(world, folder), *COMMON, "exp_id", "one")
+    launcher = two_processes(29641)
+    run("main.py", *SMALL(world, folder), *COMMON, "exp_id", "two", launcher=launcher)
+    return folder
+
+
+def assert_same(run_folder: Path, undisturbed: Path) -> None:
+    one, other = (read_tensors(folder / LAST) for folder in (run_folder, undisturbed))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert not list(run_folder.glob(".model_*")), "left-overs"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model_*.pth"))
+
+
+def more_than(folder: Path, before: int):
+    return lambda: len(checkpoints(folder)) > before
+
+
+def test_one_process_killed_while_writing_while_reading_and_asked_to_stop(world, models, tmp_path):
+    folder, log = tmp_path / "x", tmp_path / "log"
+    command = ("main.py", *SMALL(world, tmp_path), *COMMON, "exp_id", "x")
+
+    process = begin(*command, "num_workers", "1", log=log)  # kill -9 during a checkpoint write
+    wait_for(more_than(folder, 0), "a checkpoint")
+    wait_for(lambda: list(folder.glob(".model_*")), "a checkpoint on its way")
+    kill(process.pid)
+    process.wait()
+
+    before = len(checkpoints(folder))
+    process = begin(*command, "num_workers", "1", log=log)  # of a data-loading process
+    wait_for(more_than(folder, before), "another checkpoint")
+    kill(children(process.pid)[0])
+    assert ended(process, log) == LOST
+    assert "lost a data-loading process" in log.read_text()
+
+    before = len(checkpoints(folder))
+    process = begin(*command, log=log)
+    wait_for(more_than(folder, before), "another checkpoint")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, log) == STOPPED
+    said = log.read_text().splitlines()[-1]
+    assert said.startswith("stopped: SIGTERM came; saved at iteration")
+    assert f"model_{int(said.split()[6]):07d}.pth" == checkpoints(folder)[-1].name
+
+    run(*command)
+    assert_same(folder, models / "one")
+
+
+def test_two_processes_killed_stopped_and_left_without_launcher(world, models, tmp_path):
+    folder, log = tmp_path / "x", tmp_path / "log"
+    command = ("main.py", *SMALL(world, tmp_path), *COMMON, "exp_id", "x", "hang_timeout", "8")
+
+    launcher = begin(*command, log=log, launcher=two_processes(29642, "--max-restarts=2"))
+    wait_for(more_than(folder, 0), "a checkpoint")
+    kill(process_of_rank(launcher.pid, 1))  # torchrun starts both again
+    wait_for(lambda: log.read_text().count("resuming") == 1, "a restart")
+
+    before = len(checkpoints(folder))
+    wait_for(more_than(folder, before), "another checkpoint")
+    stuck = process_of_rank(launcher.pid, 1)
+    os.kill(stuck, signal.SIGSTOP)  # it hangs
+    wait_for(lambda: "hang_timeout 8" in log.read_text(), "the other process's message")
+    said = next(line for line in log.read_text().splitlines() if "hang_timeout 8" in line)
+    assert said.startswith("error: process 0 has been training in iteration")
+    assert "process 1 was heard of" in said
+    kill(stuck)  # torchrun would do it after 30 seconds
+
+    wait_for(lambda: log.read_text().count("resuming") == 2, "another restart")
+    before = len(checkpoints(folder))
+    wait_for(more_than(folder, before), "another checkpoint")
+    workers = [process_of_rank(launcher.pid, rank) for rank in (0, 1)]
+    kill(launcher.pid)
+    launcher.wait()
+    wait_for(lambda: not any(map(is_alive, workers)), "the end of what it left behind")
+
+    run(*command, launcher=two_processes(29643))
+    assert_same(folder, models / "two")
+
+
+def test_damaged_checkpoints_are_passed_over(world, models, tmp_path):
+    folder = tmp_path / "x"
+    shutil.copytree(models / "one", folder)
+    torn, flipped = checkpoints(folder)[-1], checkpoints(folder)[-2]
+    os.truncate(torn, torn.stat().st_size // 2)
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    said = run("main.py", *SMALL(world, tmp_path), *COMMON, "exp_id", "x")
+    assert f"{torn.name} is damaged" in said and f"{flipped.name} is damaged" in said
+    assert f"at iteration {STEPS - 30}" in said
+    assert_same(folder, models / "one")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB, in which one checkpoint of 2.5 MB finds room; None: not allowed here."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(world, small_disk):
+    if small_disk is None:
+        pytest.skip("mounting is not allowed here")
+    command = (*SMALL(world, small_disk), *COMMON, "exp_id", "x", "keep_last", "1")
+    said = fails("main.py", *command, "scheduler.max_steps", "30")
+    assert "model_0000030.pth needs" in said and "make room" in said
+    assert [path.name for path in checkpoints(small_disk / "x")] == ["model_0000015.pth"]
+    assert read_tensors(small_disk / "x" / "model_0000015.pth")
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(world, tmp_path):
+    """Files may not grow beyond 1 MB: a quota, or a disk that others fill meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        said = fails("main.py", *SMALL(world, tmp_path), "exp_id", "x", "test_interval", "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "model_0000006.pth cannot be written ([Errno 27] File too large)" in said
+    assert not list((tmp_path / "x").glob("*model_*"))
+
+
+@pytest.fixture
+def spoilt(world, tmp_path) -> Path:
+    """A copy of the world, whose features are for the tests to spoil."""
+    copy = tmp_path / "spoilt"
+    names = [path for path in world.iterdir() if path.is_file()]
+    copy.mkdir()
+    for path in names:
+        shutil.copy(path, copy)
+    return copy
+
+
+def spoil(folder: Path, value: float) -> str:
+    """Put a value into the features of one image; its name."""
+    with h5py.File(folder / "maskrcnn_train_grid8.h5", "r+") as file:
+        name = sorted(file)[3]
+        file[name]["features"][0, 0] = value
+    return name
+
+
+def test_damaged_features_are_named(spoilt, tmp_path):
+    command = ("main.py", *SMALL(spoilt, tmp_path), "exp_id", "x", "scheduler.max_steps", "40")
+    name = spoil(spoilt, float("nan"))
+    said = fails(*command, "num_workers", "1")
+    assert "maskrcnn_train_grid8.h5" in said and f"{name} hold NaN" in said
+    path = spoilt / "maskrcnn_train_grid8.h5"
+    os.truncate(path, path.stat().st_size // 2)
+    said = fails(*command)
+    assert "maskrcnn_train_grid8.h5" in said and "prepare.py features" in said
+
+
+def test_batches_that_are_not_finite_are_skipped_and_named(spoilt, tmp_path):
+    name = spoil(spoilt, 3e38)
+    common = (*SMALL(spoilt, tmp_path), "test_interval", "0", "scheduler.max_steps", "20")
+    said = run("main.py", *common, "exp_id", "x")
+    line = next(line for line in said.splitlines() if "is skipped" in line)
+    assert name in line and "the gradient is not finite (images" in line
+    weights = read_tensors(tmp_path / "x" / "model_0000020.pth")
+    assert all(value.isfinite().all() for value in weights.values())
