@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from generations.clip import ClipModel, load_clip
 from generations.datasets import ImageRecord, clean_caption, read_split
 from generations.errors import UserError
-from generations.features import build_extractor, extractor_settings, find_images, load_image
+from generations.features import find_images, load_image
 from generations.files import read_json
 from generations.pipelines import assembly
 from generations.pipelines.captioning import (
@@ -22,6 +22,7 @@ from generations.pipelines.captioning import (
     write_alternatives,
     write_captions,
 )
+from generations.pipelines.extraction import remembered_extractor
 from generations.pipelines.painting import PaintingSettings
 from generations.pipelines.painting_steps import trace_painting
 from generations.rewards import clip_score
@@ -96,7 +97,8 @@ class Demo:
         self.source = Path(start.path)
         self._generator = assembly.load_image_generator(cfg, here)
         self._tokenizer = assembly.open_tokenizer(cfg)
-        self._extractor = build_extractor(extractor_settings(cfg))
+        folder = assembly.run_folder(cfg) if cfg.exp_id else None
+        self._extractor = remembered_extractor(cfg, folder, here.device)
         self._clip = _load_clip(cfg, here)
         self.ranks = self._clip is not None
         self.painting = PaintingSettings(
@@ -155,7 +157,7 @@ class Demo:
         Raises:
             UserError: the file is no image.
         """
-        pixels = load_image(image, self._cfg.features.image_size)
+        pixels = load_image(image, self._extractor.image_size)
         features = torch.from_numpy(self._extractor([pixels])).flatten(1, 2)  # (1, N, D)
         inputs = {"features": features}
         if not assembly.feature_levels(self._cfg).captioning:

@@ -20,6 +20,8 @@ from generations.files import atomic_path, write_json, write_text
 from generations.pipelines import assembly
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.demo import EXAMPLES, dataset_examples
+from generations.pipelines.extraction import description_of
+from generations.pipelines.manifest import MANIFEST
 from generations.pipelines.model_card import model_card
 from generations.reporting.results import read_figures
 from generations.runtime import Runtime
@@ -34,7 +36,8 @@ LEFT_OUT = (
     *("iteration_tasks", "solver", "scheduler", "reward", "clusters", "load_model_only"),
     *("resume_from_latest", "restart_iteration", "checkpoint_format", "mse_loss"),
     *("use_clip_score", "recompute", "gradient_accumulation_steps", "samples_per_gpu"),
-    *("max_skipped_updates", "loss_scale", "visual_mask_per_sample", "label_smoothing"),
+    *("max_skipped_updates", "deterministic", "parallel", "global_batch", "hang_timeout"),
+    *("keep_last", "keep_best", "visual_mask_per_sample", "label_smoothing"),
     *("label_smoothing_classes", "decoding", "painting", "num_samples", "rerank"),
 )
 GENERATOR_SIZES = ("image_size", "channels", "bottleneck_channels", "style_channels", "noise")
@@ -73,8 +76,8 @@ def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str
 
     Returns:
         The files: config.yaml, config.json and model.safetensors (for `from_pretrained`, codebook
-        included), generator.safetensors, vocab.txt, of a small CLIP clip.json and
-        clip.safetensors, examples/, and the model card README.md.
+        included), generator.safetensors, manifest.json (the extractor), vocab.txt, of a small CLIP
+        clip.json and clip.safetensors, examples/, and the model card README.md.
 
     Raises:
         UserError: there is no checkpoint, or a file is missing or does not fit.
@@ -99,11 +102,16 @@ def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str
     files = ["config.json", "model.safetensors", "generator.safetensors"]
     values = _settings(cfg) | {
         "exp_id": name,
+        "data_dir": "./",
         "resume_from_latest": 0,
         "load_model_only": 1,
         "model_path": "./model.safetensors",
         "pretrained_generator": "./generator.safetensors",
     }
+    remembered = description_of(cfg)
+    if remembered is not None:
+        write_json(folder / MANIFEST, {"features": {"extractor": remembered}})
+        files.append(MANIFEST)
     if cfg.vocab_file:
         shutil.copyfile(cfg.vocab_file, folder / "vocab.txt")
         values["vocab_file"] = "./vocab.txt"

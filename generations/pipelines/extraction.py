@@ -23,6 +23,7 @@ from generations.features import (
     identity,
 )
 from generations.files import read_json, write_json
+from generations.pipelines.assembly import run_folder
 from generations.pipelines.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,12 @@ def remembered_extractor(cfg: CfgNode, folder: Path | None, device: torch.device
         )
     logger.info("extractor: %s", name_of(now))
     return extractor
+
+
+def description_of(cfg: CfgNode) -> dict[str, Any] | None:
+    """What made the features of a run, or else of its dataset; None if neither says."""
+    run = _of_run(run_folder(cfg)) if cfg.exp_id else None
+    return run or _of_dataset(cfg)
 
 
 def name_of(entry: dict[str, Any]) -> str:
