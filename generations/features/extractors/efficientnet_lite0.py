@@ -68,7 +68,7 @@ class EfficientNetLite0(SquareExtractor):
         first, last = network.maps(pixels)
         if not self._both:
             return last
-        first = F.adaptive_avg_pool2d(first, last.shape[2:])
+        first = F.adaptive_avg_pool2d(first, (last.shape[2], last.shape[3]))
         first, last = _standard(first, network.blocks[0]), _standard(last, network.blocks[-1])
         return torch.cat([FIRST_WEIGHT * first, last], dim=1)
 
