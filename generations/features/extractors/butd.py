@@ -217,7 +217,7 @@ class Butd:
         self.grid_size = settings.grid_size
         self.dim = size.head
         self.weights_sha256 = tensors_sha256(detector.state_dict())
-        self.detector = freeze(detector).to(device)
+        self.detector = freeze(detector).to(device, memory_format=torch.channels_last)
         self._device = device
 
     @torch.no_grad()
