@@ -15,10 +15,16 @@ from yacs.config import CfgNode
 
 from generations import cli, runtime
 from generations.checkpoint import load_weights
-from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
+from generations.datasets import (
+    CaptioningDataset,
+    InfiniteSampler,
+    TaskSampler,
+    collate,
+    read_split,
+)
 from generations.files import write_text
 from generations.modeling import UnifiedTransformer, build_model
-from generations.objectives import TaskContext, TaskStep
+from generations.objectives import TaskContext, TaskStep, reads_dense
 from generations.pipelines import assembly
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
@@ -104,9 +110,11 @@ def _loader(
     sampler = InfiniteSampler(
         len(dataset), cfg.samples_per_gpu, here.rank, here.world_size, cfg.seed, iteration
     )
+    levels = assembly.feature_levels(cfg)
+    dense = [reads_dense(task, levels) for task in cfg.iteration_tasks]
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=TaskSampler(sampler, dense, iteration),
         collate_fn=collate,
         num_workers=cfg.num_workers,
         pin_memory=here.device.type == "cuda",

@@ -75,8 +75,9 @@ class Sample:
 class CaptioningDataset(Dataset[Sample]):
     """Images with captions, cluster ids and dense features.
 
-    An item's key is (epoch, index). What is drawn depends on (seed, epoch, index) alone, so it is
-    the same for any number of workers and processes.
+    An item's key is (epoch, index), or (epoch, index, dense) with dense False where its features
+    will not be looked at and are not read. What is drawn depends on (seed, epoch, index) alone, so
+    it is the same for any number of workers and processes.
 
     Args:
         records: the images.
@@ -124,8 +125,9 @@ class CaptioningDataset(Dataset[Sample]):
         """All captions of all images: (images, R, C) ids, PAD-filled."""
         return self._references
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | tuple[int, int, bool]) -> Sample:
+        epoch, index, *more = key
+        dense = all(more)
         record, references = self._records[index], self._references[index]
         captions = [
             row[:length].tolist()
@@ -141,7 +143,7 @@ class CaptioningDataset(Dataset[Sample]):
             drawn.masked_text_ids,
             drawn.position,
             self._clusters.read(record.name),
-            self._features.read(record.name) if self._features else None,
+            self._features.read(record.name) if self._features and dense else None,
             references,
         )
 

@@ -1,8 +1,9 @@
 """Where the two levels of an image are kept: dense grid features and cluster ids.
 
 The formats are the original's (SPEC 3): an HDF5 file with a dataset `<image name>/features` of
-(G, G, D) float32 per image, a pickled {image name: (N,) integers}, and the centroids as .npy. Of
-each there is one file for the train images and one for the others; a name is looked up in both.
+(G, G, D) float32 per image, a pickled {image name: (N,) integers}, and the centroids as .npy; of
+features also the packed files of `packed.py`. Of each there is one file for the train images and
+one for the others; a name is looked up in both.
 """
 
 import math
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 
 from generations.datasets.array_pickle import read_array_pickle
+from generations.datasets.packed import SUFFIX, PackedFeatures
 from generations.errors import UserError
 
 FEATURES = "features"  # name of an image's dataset inside its HDF5 group
@@ -94,7 +96,7 @@ class FeatureStore:
         if not np.issubdtype(stored.dtype, np.floating):
             raise UserError(f"{path}: features of {name} are {stored.dtype}, not floating point")
         with np.errstate(over="ignore"):  # becomes infinity, and that is refused
-            features = stored.astype(np.float32).reshape(-1, self._shape[2])
+            features = stored.astype(np.float32, copy=False).reshape(-1, self._shape[2])
         if not np.isfinite(features).all():
             raise UserError(
                 f"{path}: features of {name} hold NaN or infinity; make the file again with "
@@ -174,6 +176,7 @@ class Hdf5Features:
 
 
 FEATURE_FORMATS: dict[str, Callable[[Path], FeatureFile]] = {
+    SUFFIX: PackedFeatures,
     ".h5": Hdf5Features,
     ".hdf5": Hdf5Features,
 }
