@@ -37,6 +37,7 @@ PATHS = (
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
     *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
     "eval_weights",
+    "generator.perceptual_weights",
     *DATA_FILES,
 )
 
@@ -151,6 +152,10 @@ def default_config() -> CfgNode:
     cfg.generator.adversarial_weight = 1.0
     cfg.generator.feature_matching_weight = 10.0
     cfg.generator.reconstruction_weight = 10.0
+    cfg.generator.perceptual = ""  # resnet50, or '': no perceptual loss
+    cfg.generator.perceptual_weights = ""  # torchvision's name, a file or random; '': IMAGENET1K_V1
+    cfg.generator.perceptual_weight = 10.0
+    cfg.generator.report_every = 1000  # steps between samples, figures and checkpoints
     # features and codebook (prepare.py)
     cfg.features = CfgNode()
     cfg.features.extractor = "patches"
@@ -370,8 +375,8 @@ def _under_cwd(key: str, value: str) -> str:
 
 
 def _is_path(key: str, value: str) -> bool:
-    """Not so: empty, a repository of the hub, or the name of a CLIP and not its file."""
-    named = key.startswith("clip.") and Path(value).suffix not in CLIP_FILES
+    """Not so: empty, a repository of the hub, or the name of a network and not its file."""
+    named = key.startswith(("clip.", "generator.")) and Path(value).suffix not in CLIP_FILES
     return bool(value) and not value.startswith("hf:") and not named
 
 
@@ -522,6 +527,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
+        "generator.batch_size": 1, "generator.train_steps": 1, "generator.report_every": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
         "features.batch_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,

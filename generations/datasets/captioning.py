@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -126,8 +126,24 @@ class CaptioningDataset(Dataset[Sample]):
         return self._references
 
     def __getitem__(self, key: tuple[int, int] | tuple[int, int, bool]) -> Sample:
-        epoch, index, *more = key
-        dense = all(more)
+        features = None
+        if self._features is not None and all(key[2:]):
+            features = self._features.read(self._records[key[1]].name)
+        return self._draw(key[0], key[1], features)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | tuple[int, int, bool]]) -> Batch:
+        """A whole batch, its features read into one array; a DataLoader asks for it.
+
+        Returns:
+            The batch of the items, but with features in the type they are stored in.
+        """
+        batch = collate([self._draw(key[0], key[1], None) for key in keys])
+        if self._features is None or not all(all(key[2:]) for key in keys):
+            return batch
+        features = self._features.read_batch([self._records[key[1]].name for key in keys])
+        return replace(batch, features=torch.from_numpy(features))
+
+    def _draw(self, epoch: int, index: int, features: np.ndarray | None) -> Sample:
         record, references = self._records[index], self._references[index]
         captions = [
             row[:length].tolist()
@@ -143,7 +159,7 @@ class CaptioningDataset(Dataset[Sample]):
             drawn.masked_text_ids,
             drawn.position,
             self._clusters.read(record.name),
-            self._features.read(record.name) if self._features and dense else None,
+            features,
             references,
         )
 
@@ -173,8 +189,10 @@ def encode_references(
     return ids, lengths
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together; features are None if the samples have none."""
+def collate(samples: Sequence[Sample] | Batch) -> Batch:
+    """Put samples together, with features if they have them; a batch is left as it is."""
+    if isinstance(samples, Batch):
+        return samples
     dense = [sample.features for sample in samples if sample.features is not None]
     return Batch(
         image_ids=[sample.image_id for sample in samples],

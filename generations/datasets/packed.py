@@ -168,18 +168,37 @@ class PackedFeatures:
         """What the file says of itself."""
         return self._header
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what `read_into` gives: float16 if that is what is stored, else float32."""
+        return np.dtype("<f2" if self._header.dtype == "float16" else "<f4")
+
     def read(self, name: str) -> np.ndarray | None:
         """An image's (G, G, D) as float32; None if the image is not in the file."""
+        stored = np.empty(self._header.shape, _STORED[self._header.dtype])
+        return decode(stored, self._header.dtype) if self._read(name, stored) else None
+
+    def read_into(self, name: str, out: np.ndarray) -> bool:
+        """Read an image into (G, G, D) of `dtype`; False if the image is not in the file."""
+        if self._header.dtype != "bfloat16":
+            return self._read(name, out)
+        values = self.read(name)
+        if values is not None:
+            out[...] = values
+        return values is not None
+
+    def _read(self, name: str, out: np.ndarray) -> bool:
+        file = self._file or self._open()
         row = self._rows.get(name)
         if row is None:
-            return None
-        file = self._file or self._open()
-        header = self._header
-        stored = np.empty(header.shape, _STORED[header.dtype])
-        found = os.preadv(file.fileno(), [stored], header.data + row * header.row_bytes)
-        if found != header.row_bytes:
-            raise UserError(f"features {self.path}: cut short while it was read; {_AGAIN}")
-        return decode(stored, header.dtype)
+            return False
+        size = self._header.row_bytes
+        if (
+            out.nbytes != size
+            or os.preadv(file.fileno(), [out], self._header.data + row * size) != size
+        ):
+            raise UserError(f"features {self.path}: cut short or replaced while in use; {_AGAIN}")
+        return True
 
     def close(self) -> None:
         """Let go of the open file; the next read opens it again."""

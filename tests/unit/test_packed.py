@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from multiprocessing import get_context
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -119,6 +120,44 @@ def test_what_is_written_is_read(tmp_path, dtype):
         store.read("x")
 
 
+def test_batches_are_read_as_their_images_are(tmp_path):
+    paths = [tmp_path / f"{dtype}.packed" for dtype in DTYPES]
+    for path, dtype in zip(paths, DTYPES, strict=True):
+        write(path, dtype=dtype)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["other/features"] = grid("other")
+    half, names = paths[0], NAMES[::2] + NAMES[:1]
+    cases = [([half], np.float16, names), ([paths[1]], np.float32, names)]
+    cases += [([half, tmp_path / "other.h5"], np.float32, ["other", *names])]
+    cases += [
+        ([paths[2], half], np.float32, names),
+        ([tmp_path / "other.h5"], np.float32, ["other"]),
+    ]
+    for files, dtype, asked in cases:
+        store = open_feature_store(files, G, D)
+        found = store.read_batch(asked)
+        assert found.dtype == dtype and found.shape == (len(asked), G * G, D)
+        expected = np.stack([store.read(name) for name in asked])
+        np.testing.assert_array_equal(found.astype(np.float32), expected)
+        with pytest.raises(UserError, match="image x are in none of"):
+            store.read_batch(["x"])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_damaged_row_of_a_batch_is_named(tmp_path, value, dtype):
+    path = tmp_path / "a.packed"
+    write(path, dtype=dtype)
+    header = read_header(path)
+    with path.open("rb+") as file:
+        file.seek(header.data + 4 * header.row_bytes)
+        file.write(np.dtype(dtype).type(value).tobytes())
+    store = open_feature_store([path], G, D)
+    store.read_batch(NAMES[:4])
+    with pytest.raises(UserError, match=f"a.packed: features of {NAMES[4]} hold NaN or infinity"):
+        store.read_batch(NAMES)
+
+
 def test_half_precision_takes_half_the_room(tmp_path):
     rows = [write(tmp_path / f"{dtype}.packed", dtype=dtype) for dtype in ("float32", "float16")]
     data = [read_header(tmp_path / f"{dtype}.packed").data for dtype in ("float32", "float16")]
@@ -207,7 +246,7 @@ def test_file_that_is_cut_while_it_is_read(packed):
     features = PackedFeatures(packed)
     os.truncate(packed, packed.stat().st_size - 1)
     assert features.read(NAMES[0]) is not None
-    with pytest.raises(UserError, match="cut short while it was read"):
+    with pytest.raises(UserError, match="cut short or replaced while in use"):
         features.read(NAMES[-1])
 
 
@@ -215,7 +254,8 @@ def test_file_that_is_cut_while_it_is_read(packed):
 
 CHILD = """
 import sys
-from tests.unit.test_packed import grid, writer
+sys.path.insert(0, sys.argv[2])
+from test_packed import grid, writer
 file = writer(sys.argv[1])
 for number, name in enumerate(file.missing):
     file.add(name, grid(name))
@@ -230,7 +270,9 @@ def test_killed_process_loses_the_unfinished_part_alone(tmp_path, packed, added)
     path = tmp_path / "other" / "train.packed"
     path.parent.mkdir()
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, str(path), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     while child.stdout.readline() != f"{added}\n":
@@ -463,7 +505,7 @@ def dataset(original, tmp_path):
 def batches(dataset, dense, count=6, iteration=0) -> list[Batch]:
     sampler = InfiniteSampler(len(NAMES), 3, seed=5, start_iteration=iteration)
     keys = iter(TaskSampler(sampler, dense, iteration))
-    return [collate([dataset[key] for key in next(keys)]) for _ in range(count)]
+    return [collate(dataset.__getitems__(next(keys))) for _ in range(count)]
 
 
 def test_batches_of_either_format_are_the_same(dataset, original, tmp_path):
@@ -487,6 +529,20 @@ def test_features_are_read_only_where_a_task_looks_at_them(dataset, packed):
     for one, other in zip(everything, found, strict=True):
         assert torch.equal(one.text_ids, other.text_ids) and one.image_ids == other.image_ids
         assert other.features is None or torch.equal(one.features, other.features)
+
+
+def test_half_precision_becomes_single_on_the_device(dataset, tmp_path, packed):
+    write(tmp_path / "half.packed", dtype="float16")
+    for path, dtype in ((packed, torch.float32), (tmp_path / "half.packed", torch.float16)):
+        made = dataset(path)
+        batch = batches(made, [True], 1)[0]
+        assert batch.features.dtype == dtype
+        keys = next(iter(InfiniteSampler(len(NAMES), 3, seed=5)))
+        items = collate([made[key] for key in keys])
+        moved = batch.to("cpu")
+        assert moved.features.dtype == torch.float32 and moved.text_ids.dtype == torch.int64
+        assert torch.equal(moved.features, items.features)
+        assert torch.equal(moved.text_ids, items.text_ids)
 
 
 def test_which_tasks_look_at_dense_features():

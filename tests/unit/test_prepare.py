@@ -23,6 +23,7 @@ from generations.datasets import (
 from generations.errors import UserError
 from generations.features import ExtractorSettings, build_extractor, load_image
 from generations.image_generator import build_generator
+from generations.image_generator.trainer import GeneratorTrainer
 
 G, S, K = 4, 16, 10
 D = (S // G) ** 2 * 3
@@ -307,6 +308,42 @@ def test_image_generator_is_trained_and_loads(data):
     assert not torch.equal(trained, fresh.to_RGB_blocks[0].conv.weight)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["generator"]["steps"] == 3 and manifest["generator"]["l1"] > 0
+
+
+def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    # with a discriminator, and pictures read by other processes
+    full = (*GENERATOR, "generator.adversarial_weight", "1", "generator.train_steps", "6")
+    full += ("generator.discriminator_channels", "4", "generator.report_every", "2")
+    run_first_steps(data)
+    run(data, "generator", *full)
+    undisturbed = (data / "out/generator.pth").read_bytes()
+    for name in ("generator.pth", "generator_training.pth"):
+        (data / "out" / name).unlink()
+    original = GeneratorTrainer.step
+
+    def kill_in_the_sixth(self, *batch):
+        if self.steps == 5:
+            raise KeyboardInterrupt
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorTrainer, "step", kill_in_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, "generator", *full)
+    assert not (data / "out/generator.pth").exists()
+    caplog.clear()
+    run(data, "generator", *full, "num_workers", "2", "generator.report_every", "1")
+    assert "going on after step 4" in caplog.text
+    assert (data / "out/generator.pth").read_bytes() == undisturbed
+    # another recipe does not go on from there, nor does a damaged state
+    caplog.clear()
+    run(data, "generator", *full, "generator.lr", "1e-3")
+    assert "going on" not in caplog.text
+    (data / "out/generator_training.pth").write_bytes(b"PK")
+    run(data, "generator", *full)
+    assert "the training begins anew" in caplog.text
+    assert (data / "out/generator.pth").read_bytes() == undisturbed
 
 
 def test_bad_image_leaves_the_earlier_generator(data):
