@@ -101,8 +101,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return _NAMES[module_name, global_name]
         except KeyError:
+            wanted = ascii(f"{module_name}.{global_name}")[1:-1]  # in a damaged file anything
             raise _RefusedError(
-                f"reading it would call {module_name}.{global_name}, and only numpy arrays are read"
+                f"reading it would call {wanted}, and only numpy arrays are read"
             ) from None
 
 

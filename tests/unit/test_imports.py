@@ -12,7 +12,7 @@ LEVELS = {
     4: {"cli", "pipelines", "reporting", "main", "inference", "sample_images", "evaluate"},
 }
 LEVELS[1] |= {"config", "clip"}
-LEVELS[4] |= {"prepare", "report", "convert_checkpoint", "demo", "export"}
+LEVELS[4] |= {"prepare", "report", "convert_checkpoint", "convert_features", "demo", "export"}
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # what a room of level 1 or 2 may see of its own level, and why
 BESIDE = {
