@@ -1,6 +1,7 @@
 """Training of the image generator as a step of preparation: networks, resume, several processes."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +57,10 @@ class Meeting:
         self._barrier = threading.Barrier(count, timeout=60)
         self._parts: list[torch.Tensor] = [torch.empty(0)] * count
 
+    @property
+    def someone_waits(self) -> bool:
+        return self._barrier.n_waiting > 0
+
     def of(self, rank: int) -> Sharing:
         def mean(tensor: torch.Tensor) -> torch.Tensor:
             self._parts[rank] = tensor
@@ -76,7 +81,7 @@ def test_two_processes_train_as_one_does():
     generators = [fresh(), fresh()]  # made here: threads share the source of random numbers
 
     def run(rank: int) -> None:
-        hooks = Hooks(log=lambda step, scalars: heard[rank].setdefault(step, dict(scalars)))
+        hooks = Hooks(log=lambda step, scalars: heard[rank].setdefault(step, {}).update(scalars))
         found[rank] = train_generator(
             *(generators[rank], CENTROIDS, DATA, RECIPE),
             seed=1,
@@ -85,8 +90,10 @@ def test_two_processes_train_as_one_does():
         )
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
+    threads[0].start()
+    while threads[0].is_alive() and not meeting.someone_waits:
+        time.sleep(0.01)  # networks are drawn from the one source, so one after the other
+    threads[1].start()
     for thread in threads:
         thread.join()
     assert torch.equal(weights(found[0]), weights(found[1]))
