@@ -85,7 +85,9 @@ def test_sample_images_keeps_the_steps_that_are_asked_for(run, tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())["items"]
     assert items[0]["steps"][-1]["cluster_ids"] == manifest[0]["cluster_ids"]
     last = np.asarray(Image.open(tmp_path / items[0]["steps"][-1]["file"]))
-    assert np.array_equal(last, np.asarray(Image.open(tmp_path / manifest[0]["file"])))
+    painted = np.asarray(Image.open(tmp_path / manifest[0]["file"]))
+    # equal but for rounding: other pictures were painted in the same batch
+    assert np.abs(last.astype(int) - painted).max() <= 1
 
 
 # --- the demo
