@@ -19,7 +19,7 @@ from faults import children, ended, is_alive, kill, process_of_rank, wait_for
 from generations.checkpoint import read_tensors
 from generations.errors import LOST, STOPPED
 
-STEPS = 150
+STEPS = 300  # enough that a run is not over before it is hurt
 LAST = f"model_{STEPS:07d}.pth"
 COMMON = (
     *("scheduler.max_steps", str(STEPS), "scheduler.warmup_steps", "5", "test_interval", "0"),
