@@ -198,6 +198,17 @@ def test_the_memory_benchmark_runs():
     assert "rl_i2t_memory_mini" in done.stdout and "rl_t2i_memory_mini" in done.stdout
 
 
+def test_the_metrics_benchmark_runs_and_its_figures_agree():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "metrics.py"), "--features", "64"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal: True") == 2
+
+
 def test_two_processes_train_one_model(world, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611")
     common = (*SMALL(world, tmp_path), "exp_id", "c", "scheduler.max_steps", "4")
