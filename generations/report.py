@@ -83,7 +83,7 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
     before = _figures_before(cfg, arguments.stage1)
     summary |= _stages(before, results.figures)
     saved_config = folder / "config.yaml"
-    config = saved_config.read_text(encoding="utf-8") if saved_config.exists() else cfg.dump()
+    config = saved_config.read_text("utf-8", "replace") if saved_config.exists() else cfg.dump()
     page = render_page(cfg.exp_id, results, summary, curves, config, arguments.items, before)
     sheet = contact_sheet(
         _title(summary),

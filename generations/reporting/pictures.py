@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from generations.errors import UserError
+from generations.features import load_image
 from generations.reporting.results import Painting, Writing
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,9 @@ def data_uri(path: Path) -> str | None:
 def read_picture(path: Path) -> Image.Image | None:
     """A picture in RGB; None, with a warning, if it cannot be read."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        logger.warning("picture %s cannot be read: %s", path, error)
+        return Image.fromarray(load_image(path))
+    except UserError as error:
+        logger.warning("%s", error)
         return None
 
 
