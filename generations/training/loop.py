@@ -136,11 +136,15 @@ def train(
             norm, updated = _update(state, settings.grad_clip, guard)
             figures["gradient_norm"] = norm
             if state.scaler.is_enabled():
-                figures["loss_scale"] = torch.tensor(state.scaler.get_scale())
+                scale = state.scaler.get_scale()
+                figures["loss_scale"] = torch.tensor(scale, device=runtime.device)
             if not updated:
                 figures = {}  # they would hide those of the other iterations
                 _report(guard, iteration, task, lambda: save(state, True))
             guard.forget()
+            if guard.skipped:
+                count = float(guard.skipped)
+                figures["skipped_updates"] = torch.tensor(count, device=runtime.device)
         means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
         for trouble in troubles(means):
             logger.warning("iteration %d: %s; the state is saved", iteration, trouble)

@@ -51,7 +51,7 @@ from generations.evaluate import read_results
 from generations.features import load_image
 from generations.metrics.inception import load_inception
 from generations.pipelines import assembly
-from generations.pipelines.pictures import read_painted
+from generations.pipelines.pictures import read_painted_folder
 from generations.reporting.results import read_figures
 from generations.rewards import DocumentFrequency, build_document_frequency
 from generations.training.checkpoint import latest_checkpoint
@@ -100,6 +100,7 @@ def features(path: Path) -> None:
     with h5py.File(path, "w") as file:
         for name in NAMES:
             file.create_dataset(f"{name}/features", data=np.ones((GRID, GRID, DIM), np.float32))
+        file.attrs["signature"] = "of the extractor"
 
 
 def read_features(path: Path) -> Any:
@@ -215,7 +216,7 @@ READERS = {
         "number.pkl",
     ),
     "documents": Reader(documents, read_documents, "d.npz"),
-    "manifest": Reader(manifest, lambda path: read_painted(path.parent), "manifest.json"),
+    "manifest": Reader(manifest, lambda path: read_painted_folder(path.parent), "manifest.json"),
     "results": Reader(
         lambda path: path.write_text('[{"image_id": 1, "caption": "a dog"}]') and None,
         read_results,
@@ -490,7 +491,7 @@ def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path):
     items = [{"file": "../outside.png", "caption": "a dog"}]
     (folder / "manifest.json").write_text(json.dumps({"items": items}))
     with pytest.raises(UserError, match=r"outside\.png is listed, but not there"):
-        read_painted(folder)
+        read_painted_folder(folder)
 
 
 def test_a_foreign_safetensors_file_is_refused_whole(tmp_path):
