@@ -38,7 +38,7 @@ class LoopSettings:
         grad_clip: largest gradient norm; 0 does not clip.
         checkpoint_every: iterations between checkpoints; the last iteration always saves. Between
             two optimiser steps there is nothing to go on from, so a checkpoint waits for the next.
-        test_every: iterations between tests, 0 for none; they wait likewise, because the best stays.
+        test_every: iterations between tests, 0 for none; they wait likewise, as the best stays.
         max_skipped: updates in a row whose gradient is not finite that end the run.
         seed: of the run.
     """
