@@ -3,8 +3,9 @@
     python benchmarks/stage2_memory.py [--size full|mini] [--batch 2] [--out FILE.json]
 
 Each figure is measured in a process of its own: the highest resident memory during forward and
-backward, less that before the step, when weights and gradients are there. The image generator and
-CLIP are left out on both sides. Linux only; "full" needs 16 GB.
+backward, less the weights, which are there before, and the gradients, which are there after (as in
+training, they are made anew in each step). What is left is what the step itself needs. The image
+generator and CLIP are left out on both sides. Linux only; "full" needs 16 GB.
 """
 
 import argparse
@@ -65,14 +66,11 @@ def compare(task: str, size: str, batch: int) -> dict[str, float | str]:
 
 
 def measure(task: str, mode: str, size: str, batch_size: int) -> dict[str, float]:
-    """One step: seconds, and MB above what was there before it."""
+    """One step: seconds, and MB above weights and gradients."""
     files = [ROOT / "configs" / "mini" / "stage2.yaml"] if size == "mini" else []
     cfg = load_config(files, ("model.dropout", "0.1"))
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
     batch = random_batch(model, batch_size)
     reset_peak()
     before = resident("VmRSS")
@@ -80,7 +78,8 @@ def measure(task: str, mode: str, size: str, batch_size: int) -> dict[str, float
     loss = _loss(task, mode, model, batch)
     loss.backward()
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "peak_mb": (resident("VmHWM") - before) / 1024}
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None) / 1024
+    return {"seconds": seconds, "peak_mb": (resident("VmHWM") - before - gradients) / 1024}
 
 
 def _loss(task: str, mode: str, model: UnifiedTransformer, batch: Batch) -> torch.Tensor:

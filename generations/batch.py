@@ -22,7 +22,8 @@ class Batch:
         masked_text_ids: (B, T) int64, the same with one position replaced by MASK.
         mask_positions: (B,) int64, that position, in 1..T-1.
         cluster_ids: (B, N) int64 in 0..K-1.
-        features: (B, N, D) float dense grid features, or None if the run does not read them.
+        features: (B, N, D) dense grid features, or None if nothing reads them; float32, or float16
+            as they are stored until `to` was called.
         references: (B, R, C) int64, all captions of the image (the reward's references),
             PAD-filled; absent captions are all PAD.
     """
@@ -45,8 +46,10 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch with every tensor on `device`, floating-point ones in float32."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        # only there: half precision is half the way from the disk to the device
+        return moved._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory (called by the DataLoader)."""

@@ -23,19 +23,23 @@ DATA_FILES = {
     "clip.model": "clip.json",
     "clip.weights": "clip.safetensors",
     "dataset_coco": "dataset_coco.json",
-    "grid_feat_path_train": "maskrcnn_train_grid8.h5",
-    "grid_feat_path_valid": "maskrcnn_valid_grid8.h5",
+    "grid_feat_path_train": "maskrcnn_train_grid8",  # and a suffix of FEATURE_SUFFIXES
+    "grid_feat_path_valid": "maskrcnn_valid_grid8",
     "grid_cluster_id_path_train": "cluster_ids_train.pkl",
     "grid_cluster_id_path_valid": "cluster_ids_valid.pkl",
     "grid_cluster_centroids_path": "centroids.npy",
     "pretrained_generator": "generator.pth",
 }
-CLIP_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin")  # else clip.* are names
+FEATURE_SUFFIXES = {"packed": ".packed", "hdf5": ".h5"}
+# else clip.*, features.* and generator.* are names
+CLIP_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin")
 PATHS = (
     *("data_dir", "save_dir", "img_save_dir", "images_dir", "captions_file", "vocab_file"),
     *("id2captions_test", "test_samples", "rprec_hard_samples_dir", "evaluate_images_dir"),
     *("gt_img_dir_val2014", "gt_img_dir_5k", "gt_img_dir_3w", "model_path", "pretrained_model"),
     "eval_weights",
+    *("features.backbone", "features.weights"),
+    "generator.perceptual_weights",
     *DATA_FILES,
 )
 
@@ -63,7 +67,8 @@ def default_config() -> CfgNode:
     cfg.num_workers = 4
     cfg.samples_per_gpu = 32
     cfg.gradient_accumulation_steps = 1
-    # where things are; relative paths in files are under root_path, typed ones under the cwd
+    # where things are; relative paths in files are under root_path (./ ones beside the file), typed
+    # ones under the cwd
     cfg.root_path = ""  # '': the checkout
     cfg.save_dir = "models"
     cfg.img_save_dir = ""  # '': inside the run's folder
@@ -156,11 +161,26 @@ def default_config() -> CfgNode:
     cfg.generator.adversarial_weight = 1.0
     cfg.generator.feature_matching_weight = 10.0
     cfg.generator.reconstruction_weight = 10.0
+    cfg.generator.perceptual = ""  # resnet50, or '': no perceptual loss
+    cfg.generator.perceptual_weights = ""  # torchvision's name, a file or random; '': IMAGENET1K_V1
+    cfg.generator.perceptual_weight = 10.0
+    cfg.generator.report_every = 1000  # steps between samples, figures and checkpoints
     # features and codebook (prepare.py)
     cfg.features = CfgNode()
+    # patches, torchvision, open_clip, butd or efficientnet-lite0; see docs/data.md
     cfg.features.extractor = "patches"
+    # torchvision: resnet50, fasterrcnn_resnet50_fpn, ...; open_clip: ViT-B-32, ... or a .json
+    cfg.features.backbone = ""
+    # torchvision: module or level whose output is pooled; efficientnet-lite0: first+last;
+    # '': the last map
+    cfg.features.layer = ""
+    # torchvision's name (IMAGENET1K_V2), open_clip's tag (openai), a file, or random (of the seed);
+    # '': the extractor's own
+    cfg.features.weights = ""
     cfg.features.image_size = 256  # side of the square that images are resized to
     cfg.features.batch_size = 64
+    cfg.features.store = "packed"  # one array file, or hdf5: the original's; see docs/data_store.md
+    cfg.features.dtype = "float16"  # of a packed file: float16, bfloat16 or float32
     cfg.features.skip_bad = 0  # 1: leave out images that cannot be read, and count them
     cfg.clusters = CfgNode()
     cfg.clusters.iterations = 20
@@ -189,6 +209,7 @@ def default_config() -> CfgNode:
     cfg.painting.steps = 4
     cfg.painting.schedule = "linear"  # or cosine
     cfg.painting.temperature = -1.0  # of drawn tokens; 0: greedy; -1: 0, or 1 with num_samples > 1
+    cfg.painting.keep_steps = -1  # captions whose steps are saved too; -1: 8 of the test captions
     cfg.num_samples = 1  # pictures a caption: the greedy one, the others drawn
     cfg.rerank = "none"  # clip: the picture of highest CLIPScore comes first
     # inference and evaluation
@@ -198,6 +219,7 @@ def default_config() -> CfgNode:
     cfg.eval_fid = 1
     cfg.eval_is = 0
     cfg.eval_clipscore = 1
+    cfg.eval_prc = 0  # precision and recall of the features that KID compares
     cfg.eval_rprec = 0
     cfg.eval_rprec_hard = 0
     cfg.evaluate_images_dir = ""
@@ -228,12 +250,13 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     for file in files:
         for source, values in _read_chain(Path(file), ()):
             for key, value in _flatten(values):
-                _set(cfg, key, value, str(source))
+                _set(cfg, key, _beside(source, key, value), str(source))
                 explicit.add(key)
     for key, value in _pairs(overrides):
         _set(cfg, key, _under_cwd(key, value), "command line")
         explicit.add(key)
-    _resolve_paths(cfg)
+    _check_choices(cfg)
+    _resolve_paths(cfg, "features.store" in explicit)
     _validate(cfg)
     cfg.freeze()
     return cfg
@@ -382,13 +405,23 @@ def _under_cwd(key: str, value: str) -> str:
     return value
 
 
+def _beside(source: Path, key: str, value: Any) -> Any:
+    """A path that begins with ./ in a file is meant from that file's folder."""
+    if key in PATHS and isinstance(value, str) and value.startswith("./"):
+        return str(source.parent / value)
+    return value
+
+
 def _is_path(key: str, value: str) -> bool:
-    """Not so: empty, a repository of the hub, or the name of a CLIP and not its file."""
-    named = key.startswith("clip.") and Path(value).suffix not in CLIP_FILES
+    """Not so: empty, a repository of the hub, or the name of a network and not its file."""
+    named = (
+        key.startswith(("clip.", "features.", "generator."))
+        and Path(value).suffix not in CLIP_FILES
+    )
     return bool(value) and not value.startswith("hf:") and not named
 
 
-def _resolve_paths(cfg: CfgNode) -> None:
+def _resolve_paths(cfg: CfgNode, store_is_asked_for: bool) -> None:
     root = Path(cfg.root_path or checkout_root()).expanduser().absolute()
     cfg.root_path = str(root)
     for key in PATHS:
@@ -397,14 +430,26 @@ def _resolve_paths(cfg: CfgNode) -> None:
             node[last] = str(root / Path(node[last]).expanduser())
     for key, name in DATA_FILES.items():
         node, last = _parent(cfg, key)
-        node[last] = node[last] or str(Path(cfg.data_dir) / name)
+        file = str(Path(cfg.data_dir) / name)
+        if key.startswith("grid_feat_path"):
+            file = _feature_file(file, cfg.features.store, store_is_asked_for)
+        node[last] = node[last] or file
+
+
+def _feature_file(stem: str, store: str, asked_for: bool) -> str:
+    """A file of features by its format; unless that was asked for, the format that is there."""
+    wanted = stem + FEATURE_SUFFIXES[store]
+    if not asked_for and not Path(wanted).exists():
+        for suffix in FEATURE_SUFFIXES.values():
+            if Path(stem + suffix).exists():
+                return stem + suffix
+    return wanted
 
 
 # --- validation ----------------------------------------------------------------------------------
 
 
 def _validate(cfg: CfgNode) -> None:
-    _check_choices(cfg)
     _check_ranges(cfg)
     _check_decoding(cfg)
     dense, discrete = cfg.use_grid_feat, cfg.use_grid_cluster
@@ -464,6 +509,8 @@ def _check_choices(cfg: CfgNode) -> None:
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
+        ("features.store", cfg.features.store, tuple(FEATURE_SUFFIXES)),
+        ("features.dtype", cfg.features.dtype, ("float16", "bfloat16", "float32")),
     ]
     for key, value, known in choices:
         if value not in known:
@@ -478,6 +525,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "visual_mask_per_sample",
         "collapse_repeats",
         "eval_fid",
+        "eval_prc",
         "eval_is",
     )
     flags += ("restart_iteration", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
@@ -526,11 +574,15 @@ def _check_ranges(cfg: CfgNode) -> None:
         "max_skipped_updates": 1,
         "global_batch": 0, "hang_timeout": 1, "keep_last": 0, "keep_best": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
+        "clusters.max_points_per_centroid": 1,
+        "generator.batch_size": 1, "generator.train_steps": 1, "generator.report_every": 1,
         "generator.image_size": 1, "generator.channels": 1, "features.image_size": 1,
+        "features.batch_size": 1,
         "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0, "reward.samples": 1,
         "init.std": 0, "init.mask_feat_std": 0,
         "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
         "decoding.top_k": 0, "painting.steps": 1, "num_samples": 1,
+        "painting.keep_steps": -1,
     }  # fmt: skip
     for key, low in at_least.items():
         node, last = _parent(cfg, key)

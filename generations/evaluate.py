@@ -86,7 +86,7 @@ def _options(parser: ArgumentParser) -> None:
         default="cider_d,bleu,rouge_l,diversity",
         metavar="LIST",
         help=f"of {','.join((*METRICS, *MORE))} (default: %(default)s; meteor is slow to start, "
-        "clip_score wants images_dir)",
+        "spice wants its parser, clip_score images_dir)",
     )
     parser.add_argument(
         "--per-item", action="store_true", help="write the figures of each sample too"
@@ -108,7 +108,7 @@ def _write(result: Result, per_item: bool) -> Path:
 
 
 def _table(result: Result) -> str:
-    width = max(map(len, result.figures))
+    width = max(map(len, result.figures), default=0)
     rows = [f"  {name:<{width}}  {_number(value)}" for name, value in result.figures.items()]
     return "\n".join([f"{result.name}: {result.details['images']} images", *rows])
 

@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from generations import cli, runtime
 from generations.datasets import read_split
-from generations.features import build_extractor, extractor_settings, load_image
+from generations.features import load_image
 from generations.files import write_json
 from generations.modeling import UnifiedTransformer
 from generations.pipelines import assembly
@@ -35,6 +35,7 @@ from generations.pipelines.captioning import (
     write_alternatives,
     write_captions,
 )
+from generations.pipelines.extraction import remembered_extractor
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +105,14 @@ def _caption(
 def caption_files(
     cfg: CfgNode, here: runtime.Runtime, paths: Sequence[str]
 ) -> tuple[list[WrittenCaption], list[WrittenAlternatives]]:
-    """Caption raw images through the configured extractor; image ids count from 0.
+    """Caption raw images through the extractor of the run's features; image ids count from 0.
 
     Returns:
         the best captions, and with decoding.num_captions above 1 all of them (else none).
     """
-    extractor = build_extractor(extractor_settings(cfg))
-    pixels = [load_image(path, cfg.features.image_size) for path in paths]
+    folder = assembly.run_folder(cfg) if cfg.exp_id else None
+    extractor = remembered_extractor(cfg, folder, here.device)
+    pixels = [load_image(path, extractor.image_size) for path in paths]
     model, _ = assembly.load_trained_model(cfg, here)
     dense = assembly.feature_levels(cfg).captioning
 

@@ -19,12 +19,19 @@ from generations import cli, runtime
 from generations.batch import Batch
 from generations.checkpoint import load_tensors, load_weights
 from generations.config import PATHS
-from generations.datasets import CaptioningDataset, InfiniteSampler, collate, read_split
+from generations.datasets import (
+    CaptioningDataset,
+    InfiniteSampler,
+    TaskSampler,
+    collate,
+    read_split,
+)
 from generations.errors import ProcessLostError, UserError
 from generations.files import only_writer, write_text
 from generations.modeling import UnifiedTransformer, build_model
-from generations.objectives import TaskContext, TaskStep
+from generations.objectives import TaskContext, TaskStep, reads_dense
 from generations.pipelines import assembly
+from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
@@ -56,9 +63,10 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     sequence = sequence_settings(cfg, dataset.references, folder, here)
     model, state, step = _state(cfg, len(dataset), here)
     if here.is_main:
+        remember_extractor(cfg, folder, resumed=state.iteration > 0)
         write_text(folder / "config.yaml", cfg.dump())
     settings = _loop_settings(cfg)
-    loader = _loader(cfg, dataset, here, state.samples)
+    loader = _loader(cfg, dataset, here, state)
     monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time)
     validation = Validation(cfg, model, here, monitor) if cfg.test_interval else None
     levels = assembly.feature_levels(cfg)
@@ -129,15 +137,17 @@ def _samples_per_process(cfg: CfgNode, here: runtime.Runtime) -> int:
 
 
 def _loader(
-    cfg: CfgNode, dataset: CaptioningDataset, here: runtime.Runtime, samples: int
+    cfg: CfgNode, dataset: CaptioningDataset, here: runtime.Runtime, state: TrainingState
 ) -> DataLoader:
     batch_size = _samples_per_process(cfg, here)
     sampler = InfiniteSampler(
-        len(dataset), batch_size, here.rank, here.world_size, cfg.seed, samples
+        len(dataset), batch_size, here.rank, here.world_size, cfg.seed, state.samples
     )
+    levels = assembly.feature_levels(cfg)
+    dense = [reads_dense(task, levels) for task in cfg.iteration_tasks]
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=TaskSampler(sampler, dense, state.iteration),
         collate_fn=collate,
         num_workers=cfg.num_workers,
         pin_memory=here.device.type == "cuda",

@@ -10,6 +10,8 @@ Steps:
     all         captions, features, clusters, generator and, where it is to be trained, clip
 
 The file names are those of the configuration; data_dir/manifest.json says what was made how.
+features and generator may run in several processes:
+    torchrun --nproc_per_node 8 generations/prepare.py features key value ...
 """
 
 import sys
@@ -24,8 +26,9 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from yacs.config import CfgNode
 
-from generations import cli
+from generations import cli, runtime
 from generations.datasets.mini_world import write_vocabulary, write_world
+from generations.errors import UserError
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
     check_sources,
@@ -45,20 +48,28 @@ STEPS = {
     "generator": prepare_generator,
     "clip": prepare_clip,
 }
+SHARED = ("features", "generator")  # steps that several processes may do together
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do one step, or all."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    if arguments.step == "mini-world":
-        draw_mini_world(cfg, arguments.sizes)
-    elif arguments.step == "all":
-        check_sources(cfg)
-        for name, step in STEPS.items():
-            if name != "clip" or is_small_clip(cfg):
-                step(cfg)
-    else:
-        STEPS[arguments.step](cfg)
+    with runtime.start(cfg.device, bool(cfg.distributed), half=False) as here:
+        cli.quiet_unless(here.is_main)
+        if here.world_size > 1 and arguments.step not in SHARED:
+            raise UserError(
+                f"the step {arguments.step} runs in one process: start it with python, not "
+                f"torchrun; {' and '.join(SHARED)} may run in several"
+            )
+        if arguments.step == "mini-world":
+            draw_mini_world(cfg, arguments.sizes)
+        elif arguments.step == "all":
+            check_sources(cfg)
+            for name, step in STEPS.items():
+                if name != "clip" or is_small_clip(cfg):
+                    step(cfg, here)
+        else:
+            STEPS[arguments.step](cfg, here)
 
 
 def _options(parser: ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """A run on one page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
 
 Writes report.html, contact_sheet.png and summary.json into the run's folder, from what main.py,
-inference.py, sample_images.py and evaluate.py left there.
+inference.py, sample_images.py and evaluate.py left there (docs/report_and_demo.md). With --table1
+FOLDER it gathers many runs into Table 1 of the paper.
 """
 
 import sys
@@ -23,9 +24,11 @@ from generations.errors import UserError
 from generations.files import atomic_path, write_json, write_text
 from generations.pipelines.assembly import run_folder
 from generations.reporting.curves import read_curves
-from generations.reporting.page import render_page
+from generations.reporting.gallery import ONE_FILE_UP_TO, lay_out, write_gallery, write_page
+from generations.reporting.page import FIGURES, render_page
 from generations.reporting.pictures import contact_sheet
 from generations.reporting.results import RealImages, gather, read_figures
+from generations.reporting.table import gather_table, to_html, to_latex, to_markdown
 
 COMPARED = ("cider_d", "clip_score")  # before and after stage 2
 
@@ -36,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, gather, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
     logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports each file it ends
-    write_report(cfg, arguments)
+    if arguments.table1:
+        write_table(Path(arguments.table1))
+    else:
+        write_report(cfg, arguments)
 
 
 def _options(parser: ArgumentParser) -> None:
@@ -46,8 +52,19 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--stage1", metavar="EXP_ID", help="the run that this one started from, to compare with"
     )
+    parser.add_argument("--items", type=int, help="most cards a gallery (default: all)")
     parser.add_argument(
-        "--items", type=int, default=120, help="most cards a gallery (default: %(default)s)"
+        "--table1",
+        metavar="FOLDER",
+        help="gather the runs of scripts/table1.sh in this folder instead",
+    )
+    parser.add_argument(
+        "--one-file-up-to",
+        type=int,
+        default=ONE_FILE_UP_TO,
+        metavar="N",
+        help="cards of a page that holds its pictures itself; above, they go into a folder beside "
+        "it (default: %(default)s)",
     )
     parser.add_argument(
         "--sheet-items",
@@ -57,9 +74,19 @@ def _options(parser: ArgumentParser) -> None:
     )
 
 
+def write_table(folder: Path) -> None:
+    """Write table1.md, table1.html and table1.tex into the folder of the runs."""
+    table = gather_table(folder)
+    write_text(folder / "table1.html", to_html(table))
+    write_text(folder / "table1.tex", to_latex(table))
+    text = to_markdown(table)
+    write_text(folder / "table1.md", text)
+    logger.info("%s\nwrote table1.md, table1.html and table1.tex into %s", text, folder)
+
+
 def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
-    """Write the three files; returns the summary."""
-    for option in ("items", "sheet_items", "seconds"):
+    """Write the files; returns the summary."""
+    for option in ("items", "sheet_items", "seconds", "one_file_up_to"):
         if (getattr(arguments, option) or 0) < 0:
             raise UserError(f"--{option.replace('_', '-')} must not be negative")
     folder = run_folder(cfg)
@@ -84,7 +111,7 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
     summary |= _stages(before, results.figures)
     saved_config = folder / "config.yaml"
     config = saved_config.read_text("utf-8", "replace") if saved_config.exists() else cfg.dump()
-    page = render_page(cfg.exp_id, results, summary, curves, config, arguments.items, before)
+    gallery = lay_out(results, {name: text for name, (text, _) in FIGURES.items()}, arguments.items)
     sheet = contact_sheet(
         _title(summary),
         results.paintings[: arguments.sheet_items],
@@ -92,7 +119,10 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
     )
     with atomic_path(folder / "contact_sheet.png") as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
-    write_text(folder / "report.html", page)
+    data = write_gallery(gallery, folder, arguments.one_file_up_to)
+    page = render_page(cfg.exp_id, results, summary, curves, config, gallery, data, before)
+    packed = gallery.entries > arguments.one_file_up_to
+    write_page(folder / "report.html", page, packed)
     write_json(folder / "summary.json", summary)
     for note in results.notes:
         logger.warning("%s", note)

@@ -23,6 +23,9 @@ from generations.datasets import clean_caption, painting_captions, read_karpathy
 from generations.errors import UserError
 from generations.pipelines import assembly
 from generations.pipelines.painting import PaintingRequest, PaintingSettings, paint_captions
+from generations.pipelines.painting_steps import write_steps
+
+STEPS_KEPT = 8  # test captions whose painting steps are written down, for the report page
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +67,11 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
         cfg.num_samples,
         cfg.clip.prompt,
     )
+    generator, tokenizer = assembly.load_image_generator(cfg, here), assembly.open_tokenizer(cfg)
     manifest = paint_captions(
         model,
-        assembly.load_image_generator(cfg, here),
-        assembly.open_tokenizer(cfg),
+        generator,
+        tokenizer,
         found,
         folder,
         settings,
@@ -76,6 +80,10 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
         clip,
     )
     logger.info("painted %d pictures into %s", len(found), folder)
+    keep = cfg.painting.keep_steps
+    traced = found[: (STEPS_KEPT if source == "test" else 0) if keep < 0 else keep]
+    if traced and here.is_main:
+        write_steps(model, generator, tokenizer, traced, folder, settings, here)
     return manifest
 
 

@@ -13,7 +13,8 @@ stage2=(--config configs/mini/stage2.yaml exp_id "$exp_id" "$@")
 samples_and_scores() {
   python generations/inference.py "$@" test_num -1     # image -> text
   python generations/sample_images.py "$@" test_num -1 # text -> image
-  python generations/evaluate.py "$@" test_num -1 eval_rprec 1 eval_rprec_hard 1
+  python generations/evaluate.py "$@" test_num -1 eval_rprec 1 eval_rprec_hard 1 --per-item \
+    --caption-metrics cider_d,bleu,rouge_l,diversity,clip_score
 }
 
 python generations/prepare.py mini-world "${stage1[@]}"

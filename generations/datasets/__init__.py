@@ -2,7 +2,8 @@
 
 from generations.datasets.array_pickle import read_array_pickle, write_array_pickle
 from generations.datasets.captioning import CaptioningDataset, collate, draw_sample
-from generations.datasets.feature_parts import FeatureWriter
+from generations.datasets.feature_conversion import convert_features
+from generations.datasets.feature_writers import FeatureWriter, open_feature_writer
 from generations.datasets.karpathy import (
     ImageRecord,
     painting_captions,
@@ -14,7 +15,7 @@ from generations.datasets.karpathy import (
     select_splits,
     write_karpathy,
 )
-from generations.datasets.sampler import InfiniteSampler
+from generations.datasets.sampler import InfiniteSampler, TaskSampler
 from generations.datasets.stores import (
     ClusterStore,
     FeatureStore,
@@ -32,13 +33,16 @@ __all__ = [
     "FeatureWriter",
     "ImageRecord",
     "InfiniteSampler",
+    "TaskSampler",
     "clean_caption",
     "collapse_repeated_words",
     "collate",
+    "convert_features",
     "draw_sample",
     "load_centroids",
     "open_cluster_store",
     "open_feature_store",
+    "open_feature_writer",
     "painting_captions",
     "read_array_pickle",
     "read_captions",

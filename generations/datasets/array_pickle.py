@@ -117,8 +117,9 @@ class _ArrayUnpickler(SafeUnpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
+            wanted = ascii(f"{module}.{name}")[1:-1]  # in a damaged file anything
             raise _RefusedError(
-                f"reading it would call {module}.{name}, and only numpy arrays are read"
+                f"reading it would call {wanted}, and only numpy arrays are read"
             ) from None
 
 

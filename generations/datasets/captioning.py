@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,8 +75,9 @@ class Sample:
 class CaptioningDataset(Dataset[Sample]):
     """Images with captions, cluster ids and dense features.
 
-    An item's key is (epoch, index). What is drawn depends on (seed, epoch, index) alone, so it is
-    the same for any number of workers and processes.
+    An item's key is (epoch, index), or (epoch, index, dense) with dense False where its features
+    will not be looked at and are not read. What is drawn depends on (seed, epoch, index) alone, so
+    it is the same for any number of workers and processes.
 
     Args:
         records: the images.
@@ -124,8 +125,25 @@ class CaptioningDataset(Dataset[Sample]):
         """All captions of all images: (images, R, C) ids, PAD-filled."""
         return self._references
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | tuple[int, int, bool]) -> Sample:
+        features = None
+        if self._features is not None and all(key[2:]):
+            features = self._features.read(self._records[key[1]].name)
+        return self._draw(key[0], key[1], features)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int] | tuple[int, int, bool]]) -> Batch:
+        """A whole batch, its features read into one array; a DataLoader asks for it.
+
+        Returns:
+            The batch of the items, but with features in the type they are stored in.
+        """
+        batch = collate([self._draw(key[0], key[1], None) for key in keys])
+        if self._features is None or not all(all(key[2:]) for key in keys):
+            return batch
+        features = self._features.read_batch([self._records[key[1]].name for key in keys])
+        return replace(batch, features=torch.from_numpy(features))
+
+    def _draw(self, epoch: int, index: int, features: np.ndarray | None) -> Sample:
         record, references = self._records[index], self._references[index]
         captions = [
             row[:length].tolist()
@@ -141,7 +159,7 @@ class CaptioningDataset(Dataset[Sample]):
             drawn.masked_text_ids,
             drawn.position,
             self._clusters.read(record.name),
-            self._features.read(record.name) if self._features else None,
+            features,
             references,
         )
 
@@ -171,8 +189,10 @@ def encode_references(
     return ids, lengths
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together; features are None if the samples have none."""
+def collate(samples: Sequence[Sample] | Batch) -> Batch:
+    """Put samples together, with features if they have them; a batch is left as it is."""
+    if isinstance(samples, Batch):
+        return samples
     dense = [sample.features for sample in samples if sample.features is not None]
     return Batch(
         image_ids=[sample.image_id for sample in samples],

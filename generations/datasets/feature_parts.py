@@ -1,4 +1,4 @@
-"""Writing dense features so that a killed run goes on where it was.
+"""Writing HDF5 files of dense features so that a killed run goes on where it was.
 
 The images are written in parts, each a small HDF5 file that appears as a whole or
 not at all; when all parts are there, they are put together. Until then an earlier file of
@@ -17,28 +17,33 @@ from generations.datasets.stores import FEATURES
 from generations.errors import UserError
 from generations.files import atomic_path, short
 
-PART_SIZE = 128  # images, held in memory until the part is full
 _SIGNATURE = "signature"
 
 
-class FeatureWriter:
-    """Writes the features of a list of images, in its order.
-
-    Usage: `add` the grid of each of `missing`, then `finish`.
+class Hdf5Writer:
+    """Writes the features of a list of images; see `feature_writers.FeatureWriter`.
 
     Args:
         path: the HDF5 file to make.
         signature: of everything the features depend on (images, extractor, sizes). Parts and
             files of another signature are not used.
         names: all images that belong into the file.
-        part_size: images in a part.
+        part_size: images in a part, held in memory until it is full.
+        rank: which of the processes that share the work this is.
+        world_size: how many there are.
 
     Raises:
         UserError: the file exists and was not written by this class.
     """
 
     def __init__(
-        self, path: str | Path, signature: str, names: Sequence[str], part_size: int = PART_SIZE
+        self,
+        path: str | Path,
+        signature: str,
+        names: Sequence[str],
+        part_size: int = 128,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.path = Path(path)
         self._signature = signature
@@ -50,13 +55,18 @@ class FeatureWriter:
             for number, start in enumerate(starts)
         ]
         self.is_finished = signature_of(self.path) == signature
-        self._to_do = [] if self.is_finished else [p for p in self._parts if not p[0].exists()]
+        to_do = [] if self.is_finished else [p for p in self._parts if not p[0].exists()]
+        self.done = len(self._names) - sum(len(names) for _, names in to_do)
+        self._to_do = to_do[rank::world_size]
         self._grids: list[np.ndarray] = []  # of the part that is being filled
 
     @property
     def missing(self) -> list[str]:
-        """The images whose features are still to be added, in the order in which."""
+        """The images whose features this process has still to add, in the order in which."""
         return [name for _, names in self._to_do for name in names]
+
+    def start(self) -> None:
+        """Nothing is to be made beforehand: a part is a file."""
 
     def add(self, name: str, grid: np.ndarray) -> None:
         """Write the next image.
@@ -65,8 +75,8 @@ class FeatureWriter:
             name: the next one of `missing`.
             grid: (G, G, D) float32.
         """
-        path, names = self._to_do[0]
-        if name != names[len(self._grids)]:
+        path, names = self._to_do[0] if self._to_do else (self.path, [])
+        if name not in names or name != names[len(self._grids)]:
             raise ValueError(f"{name} is not the image whose turn it is")
         self._grids.append(grid)
         if len(self._grids) == len(names):
@@ -79,7 +89,7 @@ class FeatureWriter:
     def finish(self) -> None:
         """Put the parts together; the file appears under its name."""
         if not self.is_finished:
-            if self._to_do:
+            if not all(path.exists() for path, _ in self._parts):
                 raise ValueError("finish() before all images were added")
             self._assemble()
             self.is_finished = True
@@ -111,7 +121,7 @@ def signature_of(path: str | Path) -> str | None:
     """The signature of a file of features; None if there is no such file.
 
     Raises:
-        UserError: the file exists and was not written by `FeatureWriter`.
+        UserError: the file exists and was not written by `Hdf5Writer`.
     """
     path = Path(path)
     if not path.exists():

@@ -1,6 +1,6 @@
 """The order in which training samples are drawn, over all epochs and processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -57,6 +57,31 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
                 batch.append((epoch, int(permutation[place])))
             yield batch
             first += self._global_batch
+
+
+class TaskSampler(Sampler[list[tuple[int, int, bool]]]):
+    """Adds to each key of a batch whether its iteration reads dense features.
+
+    Iteration i trains the task i mod n, so it is known before the batch is read, and features that
+    the task does not look at need not be.
+
+    Args:
+        batches: of (epoch, index), the first one of them for the iteration after `iteration`.
+        dense: for each of the n tasks, in their order, whether it reads dense features.
+        iteration: the last one that is done.
+    """
+
+    def __init__(
+        self, batches: Iterable[list[tuple[int, int]]], dense: Sequence[bool], iteration: int
+    ):
+        self._batches = batches
+        self._dense = list(dense)
+        self._iteration = iteration
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+        for iteration, batch in enumerate(self._batches, self._iteration + 1):
+            dense = self._dense[iteration % len(self._dense)]
+            yield [(epoch, index, dense) for epoch, index in batch]
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from generations.features.extractors import (
     Extractor,
     ExtractorSettings,
     build_extractor,
+    describe,
+    identity,
     register,
 )
 from generations.features.images import find_images, load_image, load_images
@@ -22,9 +24,11 @@ __all__ = [
     "Extractor",
     "ExtractorSettings",
     "build_extractor",
+    "describe",
     "extractor_settings",
     "find_images",
     "fit_kmeans",
+    "identity",
     "load_image",
     "load_images",
     "register",
@@ -34,6 +38,8 @@ __all__ = [
 
 def extractor_settings(cfg: CfgNode) -> ExtractorSettings:
     """Read the extractor and its sizes out of a configuration."""
+    how = cfg.features
     return ExtractorSettings(
-        cfg.features.extractor, cfg.features.image_size, cfg.grid_size, cfg.grid_feat_dim
+        *(how.extractor, how.image_size, cfg.grid_size, cfg.grid_feat_dim),
+        *(how.backbone, how.layer, how.weights, cfg.seed),
     )

@@ -98,7 +98,9 @@ def fit_kmeans(
         min_points_per_centroid=1,
         max_points_per_centroid=len(kept),  # the caller has already drawn a subset
     )
-    kept_points = np.ascontiguousarray(points[kept], np.float32)
+    if len(kept) < len(points):
+        points = points[kept]  # else no copy: they may fill most of the memory
+    kept_points = np.ascontiguousarray(points, np.float32)
     start = _spread_out(kept_points, weights, clusters, np.random.default_rng(seed))
     kmeans.train(kept_points, weights=weights, init_centroids=start)
     return np.array(kmeans.centroids, np.float32)
@@ -152,6 +154,8 @@ def _spread_out(
 class ClusterAssigner:
     """Gives points the id of their nearest centroid, and keeps count of how well they fit.
 
+    On the GPUs where faiss has some.
+
     Args:
         centroids: (K, D) float32.
     """
@@ -159,6 +163,8 @@ class ClusterAssigner:
     def __init__(self, centroids: np.ndarray):
         self._centroids = np.ascontiguousarray(centroids, np.float32)
         self._index = faiss.IndexFlatL2(self._centroids.shape[1])
+        if faiss.get_num_gpus() > 0:
+            self._index = faiss.index_cpu_to_all_gpus(self._index)
         self._index.add(self._centroids)
         self._points = 0
         self._distance = 0.0

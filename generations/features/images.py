@@ -1,5 +1,6 @@
 """Reading image files of any kind into RGB squares, alone or in worker processes."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -114,18 +115,19 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def load_images(
-    paths: Sequence[Path], size: int, batch_size: int, num_workers: int
+    paths: Sequence[Path], size: int | None, batch_size: int, num_workers: int
 ) -> Iterator[list[np.ndarray | UserError]]:
     """Read many images in order, with worker processes.
 
     Args:
         paths: the files.
-        size: side of the squares.
+        size: side of the squares; None: leave the images as large as they are.
         batch_size: images at once; the last batch may be smaller.
         num_workers: worker processes; 0 reads in this one.
 
     Yields:
-        For each image of the batch (size, size, 3) uint8 RGB, or the error it cannot be read for.
+        For each image of the batch (size, size, 3) uint8 RGB, without a size (height, width, 3),
+        or the error it cannot be read for.
     """
     loader = DataLoader(
         _ImageFiles(paths, size),
@@ -133,26 +135,35 @@ def load_images(
         num_workers=num_workers if len(paths) > batch_size else 0,
         collate_fn=_pack,
     )
-    for pixels, errors in loader:
-        good = iter(pixels.numpy())
-        yield [next(good) if error is None else error for error in errors]
+    for values, contents in loader:
+        start, batch = 0, []
+        for content in contents:
+            if isinstance(content, tuple):
+                end = start + math.prod(content)
+                batch.append(values[start:end].numpy().reshape(content))
+                start = end
+            else:
+                batch.append(content)
+        yield batch
 
 
 def _pack(
     pictures: list[np.ndarray | UserError],
-) -> tuple[torch.Tensor, list[UserError | None]]:
-    """The pictures that could be read as one tensor, which goes through shared memory.
+) -> tuple[torch.Tensor, list[tuple[int, ...] | UserError]]:
+    """The pixels of all pictures in one flat tensor, which goes through shared memory; shapes.
 
     Arrays would go through a pipe, and if this process is killed, a worker that is writing into a
     full pipe would never end.
     """
-    good = [picture for picture in pictures if isinstance(picture, np.ndarray)]
-    errors = [picture if isinstance(picture, UserError) else None for picture in pictures]
-    return torch.from_numpy(np.array(good, np.uint8)), errors
+    good = [picture.reshape(-1) for picture in pictures if isinstance(picture, np.ndarray)]
+    flat = np.concatenate([np.empty(0, np.uint8), *good])
+    return torch.from_numpy(flat), [
+        picture if isinstance(picture, UserError) else picture.shape for picture in pictures
+    ]
 
 
 class _ImageFiles(Dataset[np.ndarray | UserError]):
-    def __init__(self, paths: Sequence[Path], size: int):
+    def __init__(self, paths: Sequence[Path], size: int | None):
         self._paths = paths
         self._size = size
 

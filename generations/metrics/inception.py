@@ -110,6 +110,12 @@ def load_inception(protocol: str, weights: str = "") -> tuple[nn.Module, str]:
     return network, state_hash(state)
 
 
+def is_at_hand(protocol: str, weights: str = "") -> bool:
+    """Whether `load_inception` would find its weights without a download."""
+    cached = Path(torch.hub.get_dir(), "checkpoints", _URLS[protocol].rsplit("/", 1)[1])
+    return Path(weights).is_file() if weights else cached.is_file()
+
+
 def state_hash(state: dict[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and values: the same for the same weights in any file."""
     found = hashlib.sha256()

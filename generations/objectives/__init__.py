@@ -11,6 +11,7 @@ from generations.objectives.tasks import (
     StepOutput,
     TaskContext,
     TaskStep,
+    reads_dense,
 )
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
 
@@ -22,6 +23,7 @@ __all__ = [
     "TaskStep",
     "label_smoothing_loss",
     "random_mask_positions",
+    "reads_dense",
     "self_critical_loss",
     "xe_i2t_loss",
     "xe_t2i_loss",

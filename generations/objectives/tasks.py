@@ -168,6 +168,16 @@ TASKS: dict[str, Task] = {
 }
 
 
+def reads_dense(task: str, levels: FeatureLevels) -> bool:
+    """Whether a task of `TASKS` looks at a batch's dense features."""
+    # stage 2 paints from nothing, and compares with codebook rows
+    return {
+        "xe_i2t": levels.captioning,
+        "rl_i2t": levels.captioning,
+        "xe_t2i": levels.painting,
+    }.get(task, False)
+
+
 class TaskStep(nn.Module):
     """Model and tasks as one module, so that a data-parallel wrapper sees one `forward`."""
 

@@ -142,7 +142,8 @@ def _for_all(
 ) -> list[Entry]:
     """Write batch after batch; the entries of all processes, sorted by image id."""
     written: list[Entry] = []
-    with progress_bar(total, "captions", "image", hidden=not runtime.is_main) as bar:
+    hidden = not runtime.is_main or total == 1
+    with progress_bar(total, "captions", "image", hidden=hidden) as bar:
         for image_ids, inputs in batches:
             inputs = {name: tensor.to(runtime.device) for name, tensor in inputs.items()}
             with runtime.autocast():

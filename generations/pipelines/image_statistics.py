@@ -1,4 +1,4 @@
-"""FID, KID and IS: features of streamed pictures, and the cached statistics of real ones.
+"""FID, KID, IS, precision, recall: features of pictures, and the cached statistics of real ones.
 
 Shape legend: M pictures, B batch, D feature size, C classes, K pictures that KID compares.
 """
@@ -206,7 +206,8 @@ def real_files(cfg: CfgNode) -> list[Path]:
             return list_images(Path(cfg[key]), key)
     if not cfg.images_dir:
         raise UserError(
-            f"eval_fid needs real images: give images_dir or {' or '.join(keys)}, or eval_fid 0"
+            f"eval_fid and eval_prc need real images: give images_dir or {' or '.join(keys)}, or "
+            "set both to 0"
         )
     splits = ",".join(SIDES if cfg.test_val2014 else SIDES[:1])
     records = select_splits(read_karpathy(cfg.dataset_coco), splits)

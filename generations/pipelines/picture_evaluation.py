@@ -14,6 +14,7 @@ from generations.datasets import clean_caption, read_karpathy
 from generations.datasets.hard_samples import read_hard_samples
 from generations.datasets.word_swaps import find_words, hard_sets
 from generations.errors import UserError
+from generations.metrics.precision_recall import precision_recall
 from generations.pipelines.clip_metrics import (
     ClipEmbeddings,
     ClipMeter,
@@ -40,7 +41,7 @@ from generations.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("eval_fid", "eval_is", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
+FLAGS = ("eval_fid", "eval_prc", "eval_is", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
 LIBRARIES = ("open_clip_torch", "torch", "torchvision", "torch-fidelity", "numpy", "pillow")
 
 
@@ -89,10 +90,11 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
     """
     by_clip = bool(cfg.eval_clipscore or cfg.eval_rprec or cfg.eval_rprec_hard)
     pictures = _pictures(folder, by_clip)
-    reals = real_files(cfg) if cfg.eval_fid else []
+    by_reals = bool(cfg.eval_fid or cfg.eval_prc)
+    reals = real_files(cfg) if by_reals else []
     hard = _hard_sets(cfg, pictures) if cfg.eval_rprec_hard else {}
     clip = _Clip(cfg, here)
-    network = open_network(cfg, here.device, clip) if cfg.eval_fid or cfg.eval_is else None
+    network = open_network(cfg, here.device, clip) if by_reals or cfg.eval_is else None
     captions = [picture.caption for picture in pictures]
     by_captions = ClipMeter(clip()[1], captions, cfg.clip.prompt) if by_clip else None
     features = (
@@ -214,13 +216,17 @@ def _feature_figures(
     here: Runtime,
     details: dict[str, Any],
 ) -> dict[str, float]:
-    """FID, KID and IS; adds to `details` what they are of."""
+    """FID, KID, precision, recall and IS; adds to `details` what they are of."""
     figures: dict[str, float] = {}
     details["images"] = features.statistics.count
     details["network"] = {"name": network.label, "weights_sha256": network.weights_hash}
     if reals:
         real = real_statistics(cfg, network, reals, here)
-        figures |= compare(features, real, network.label)
+        if cfg.eval_fid:
+            figures |= compare(features, real, network.label)
+        if cfg.eval_prc:
+            precision, recall = precision_recall(features.features(), real.features)
+            figures |= {f"precision_{network.label}": precision, f"recall_{network.label}": recall}
         details["real_images"] = real.statistics.count
         details["real_image_size"] = cfg.eval_image_size
     if features.sums is not None:

@@ -1,11 +1,11 @@
 """The steps from raw images and captions to what training reads; `prepare.py` calls them.
 
-Each step takes the configuration, writes the files that it names, and adds an entry to
-data_dir/manifest.json. A file appears when it is whole; until then an earlier one stays.
+Each step takes the configuration and where it runs, writes the files that the configuration names,
+and adds an entry to data_dir/manifest.json. A file appears when it is whole; until then an earlier
+one stays.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from generations import runtime
 from generations.datasets import (
     FeatureStore,
     FeatureWriter,
     open_feature_store,
+    open_feature_writer,
     read_captions,
     report_problems,
     write_array_pickle,
@@ -28,8 +28,6 @@ from generations.errors import UserError
 from generations.features import (
     ClusterAssigner,
     Extractor,
-    build_extractor,
-    extractor_settings,
     find_images,
     fit_kmeans,
     load_images,
@@ -37,10 +35,12 @@ from generations.features import (
 )
 from generations.files import atomic_path, read_json
 from generations.pipelines.clip import train_small_clip
+from generations.pipelines.extraction import configured_extractor
 from generations.pipelines.generator import train_image_generator
 from generations.pipelines.manifest import note
 from generations.pipelines.sources import image_files
 from generations.progress import progress_bar
+from generations.runtime import Runtime, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # --- captions ------------------------------------------------------------------------------------
 
 
-def prepare_captions(cfg: CfgNode) -> None:
+def prepare_captions(cfg: CfgNode, here: Runtime) -> None:
     """Check captions and images, and write them as a Karpathy split file.
 
     Every image is decoded once, so that the steps after this one meet no bad ones; with
@@ -131,46 +131,71 @@ def _unreadable(cfg: CfgNode, files: Sequence[Path]) -> list[str]:
 # --- features ------------------------------------------------------------------------------------
 
 
-def prepare_features(cfg: CfgNode) -> None:
+def prepare_features(cfg: CfgNode, here: Runtime) -> None:
     """Write the grid features of the train images and of all others, each into its file.
 
-    A killed run goes on where it was; what is there already is kept if images and settings are the
-    same.
+    Several processes share the images; the files are the same. A killed run goes on where it was;
+    what is there already is kept if images and settings are the same.
     """
-    extractor = build_extractor(extractor_settings(cfg))
+    extractor, described, decisive = configured_extractor(cfg, here.device)
     found = image_files(cfg)
     train = {record.name: file for record, file in found if record.split == "train"}
     valid = {record.name: file for record, file in found if record.split != "train"}
     jobs = []  # made before the work starts, so that what is wrong with one shows at once
     for images, path in ((train, cfg.grid_feat_path_train), (valid, cfg.grid_feat_path_valid)):
-        signature = _signature(cfg, images)
-        jobs.append((FeatureWriter(path, signature, list(images)), images, signature))
+        signature = _signature(decisive, images)
+        writer = open_feature_writer(
+            path,
+            signature,
+            list(images),
+            (cfg.grid_size, cfg.grid_size, cfg.grid_feat_dim),
+            cfg.features.dtype,
+            *(cfg.features.batch_size, here.rank, here.world_size),
+        )
+        jobs.append((writer, images, signature))
+    wait_for_all(here)  # all have seen what is missing before anything is added
+    if here.is_main:
+        for writer, _, _ in jobs:
+            writer.start()
+    wait_for_all(here)
     for writer, images, _ in jobs:
-        _extract(cfg, extractor, writer, images)
+        _extract(cfg, extractor, writer, images, here)
+    wait_for_all(here)
+    if not here.is_main:
+        return
+    for writer, images, _ in jobs:
+        writer.finish()
+        logger.info("features: %d images in %s", len(images), writer.path)
     note(
         cfg,
         "features",
-        extractor=asdict(extractor_settings(cfg)),
+        extractor=described,
+        dtype=cfg.features.dtype,
         train={"images": len(train), "signature": jobs[0][2]},
         valid={"images": len(valid), "signature": jobs[1][2]},
     )
 
 
 def _extract(
-    cfg: CfgNode, extractor: Extractor, writer: FeatureWriter, images: dict[str, Path]
+    cfg: CfgNode,
+    extractor: Extractor,
+    writer: FeatureWriter,
+    images: dict[str, Path],
+    here: Runtime,
 ) -> None:
+    """Add this process's share."""
     missing = writer.missing
-    done = len(images) - len(missing)
     if writer.is_finished:
         logger.info("features: %s is up to date (%d images)", writer.path, len(images))
-    elif done:
-        logger.info("features: going on after %d of %d images", done, len(images))
+    elif writer.done:
+        logger.info("features: going on after %d of %d images", writer.done, len(images))
     names = iter(missing)
     batches = load_images(
         [images[name] for name in missing],
         *(extractor.image_size, cfg.features.batch_size, cfg.num_workers),
     )
-    with progress_bar(len(images), writer.path.name, "image", done) as bar:
+    hidden = not here.is_main
+    with progress_bar(len(images), writer.path.name, "image", writer.done, hidden) as bar:
         for batch in batches:
             for picture in batch:
                 if isinstance(picture, UserError):
@@ -182,14 +207,13 @@ def _extract(
                 [picture for picture in batch if isinstance(picture, np.ndarray)]
             ):
                 writer.add(next(names), grid)
-            bar.update(len(batch))
-    writer.finish()
-    logger.info("features: %d images in %s", len(images), writer.path)
+            # the others are about as far
+            bar.update(min(len(batch) * here.world_size, len(images) - bar.n))
 
 
-def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
-    """Of what the features depend on: the extractor and the image files."""
-    digest = hashlib.sha256(json.dumps(asdict(extractor_settings(cfg))).encode())
+def _signature(decisive: str, images: dict[str, Path]) -> str:
+    """Of what the features depend on: the extractor with its weights, and the image files."""
+    digest = hashlib.sha256(decisive.encode())
     for name, file in images.items():
         status = file.stat()
         digest.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -199,7 +223,7 @@ def _signature(cfg: CfgNode, images: dict[str, Path]) -> str:
 # --- codebook ------------------------------------------------------------------------------------
 
 
-def prepare_clusters(cfg: CfgNode) -> None:
+def prepare_clusters(cfg: CfgNode, here: Runtime) -> None:
     """Make the codebook from the train features, and write the cluster ids of all images.
 
     Raises:
@@ -251,18 +275,18 @@ def _assign_all(
 # --- image generator -----------------------------------------------------------------------------
 
 
-def prepare_generator(cfg: CfgNode) -> None:
-    """Train the image generator on the train images and their cluster ids."""
-    with runtime.start(cfg.device, distribute=False) as here:
-        note(cfg, "generator", **train_image_generator(cfg, here))
+def prepare_generator(cfg: CfgNode, here: Runtime) -> None:
+    """Train the image generator on the train images and their cluster ids, on all processes."""
+    facts = train_image_generator(cfg, here)
+    if here.is_main:
+        note(cfg, "generator", **facts)
     logger.info("generator: %s", cfg.pretrained_generator)
 
 
 # --- CLIP ----------------------------------------------------------------------------------------
 
 
-def prepare_clip(cfg: CfgNode) -> None:
+def prepare_clip(cfg: CfgNode, here: Runtime) -> None:
     """Train a small CLIP on the train images and their captions."""
-    with runtime.start(cfg.device, distribute=False) as here:
-        note(cfg, "clip", **train_small_clip(cfg, here))
+    note(cfg, "clip", **train_small_clip(cfg, here))
     logger.info("CLIP: %s", cfg.clip.weights)

@@ -1,8 +1,11 @@
-"""One HTML page of a run that needs nothing but itself: no network, no other files, no scripts.
+"""One HTML page of a run: no network, and unless the run is large (see `gallery`) no other files.
 
-Every text that comes from data goes through `html.escape`.
+Every text that comes from data goes through `html.escape`, or as JSON to a script that shows it
+by textContent. The page's own script is the only one that its policy lets run.
 """
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,8 +13,8 @@ from string import Template
 from typing import Any
 
 from generations.reporting.curves import Curve, draw
-from generations.reporting.pictures import data_uri
-from generations.reporting.results import Painting, Results, Writing
+from generations.reporting.gallery import Gallery, data_uri, extremes, framed, section
+from generations.reporting.results import Results, Trace
 
 # figure -> (how papers call it, what it says)
 FIGURES = {
@@ -37,69 +40,24 @@ FIGURES = {
     "r_precision_hard": ("R-precision, hard", "the same among captions with one word swapped"),
 }
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfa; --card: #ffffff; --ink: #1c2430;
-  --faint: #667180; --line: #e2e5e9; --accent: #2f6fb0; --note: #fff6e0; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --card: #1c2027; --ink: #e4e7eb;
-  --faint: #97a1ae; --line: #313740; --accent: #6aa9e9; --note: #33290f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 19px; margin: 44px 0 4px; }
-h3 { font-size: 14px; margin: 20px 0 6px; color: var(--faint); font-weight: 600; }
-.lead { color: var(--faint); margin: 2px 0 14px; }
-nav { margin-top: 8px; } nav a { color: var(--accent); margin-right: 16px; text-decoration: none; }
-nav a:hover { text-decoration: underline; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 22px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 12px 18px; min-width: 132px; }
-.tile b { display: block; font-size: 24px; line-height: 1.25; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-.tile span { color: var(--faint); font-size: 13px; }
-.notes { background: var(--note); border-radius: 8px; padding: 10px 18px; margin: 20px 0 0;
-  list-style: none; }
-table { border-collapse: collapse; }
-td { padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600; }
-td.what { color: var(--faint); }
-.grid, .curves { display: grid; gap: 16px; }
-.curves { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
-.grid { grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 12px; margin: 0; overflow-wrap: anywhere; }
-.curves .card { padding: 10px 8px 4px; }
-.curves figcaption { font-size: 13px; font-weight: 600; padding: 0 6px 4px; display: flex;
-  justify-content: space-between; }
-.curves figcaption span { color: var(--faint); font-weight: 400; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-size: 10.5px; fill: var(--faint); } svg .end { text-anchor: end; }
-svg .mid { text-anchor: middle; } svg .rule { stroke: var(--line); }
-svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.6; stroke-linejoin: round; }
-svg .last { fill: var(--accent); }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
-.pair div > span { display: block; color: var(--faint); font-size: 12px; margin-bottom: 3px; }
-img, .absent { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
-  border-radius: 4px; background: var(--line); }
-.absent { display: grid; place-items: center; color: var(--faint); font-size: 13px; }
-.card p { margin: 10px 2px 0; }
-.side { display: grid; grid-template-columns: 140px 1fr; gap: 14px; align-items: start; }
-.side p { margin: 0 0 8px; font-weight: 600; }
-.side ul { margin: 0; padding: 0; list-style: none; color: var(--faint); font-size: 13px; }
-.side li { margin-bottom: 3px; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
-  overflow: auto; font: 13px/1.45 ui-monospace, monospace; }
-summary { cursor: pointer; color: var(--accent); margin-top: 8px; }
-"""
+FAMILIES = {
+    "r_precision_hard_": ("R-precision, hard:", "captions with one such word swapped"),
+    "fid_": ("FID,", "distance to the real images' features; smaller is better"),
+    "kid_": ("KID,", "the same, unbiased with few pictures; smaller is better"),
+    "is_": ("IS,", "inception score; larger is better"),
+    "precision_": ("precision,", "share of pictures that lie among the real ones"),
+    "recall_": ("recall,", "share of real images that lie among the pictures"),
+}
+
+ASSETS = Path(__file__).parent / "assets"
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<link rel="icon" href="data:,">
 <title>$title</title>
 <style>$style</style>
 </head>
@@ -111,6 +69,8 @@ $navigation
 </header>
 $body
 </main>
+<script type="application/json" id="data">$data</script>
+<script>$script</script>
 </body>
 </html>
 """)
@@ -122,7 +82,8 @@ def render_page(
     summary: dict[str, Any],
     curves: Sequence[Curve],
     config: str,
-    most: int,
+    gallery: Gallery,
+    gallery_data: str,
     before: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """The page.
@@ -133,7 +94,8 @@ def render_page(
         summary: the figures on top.
         curves: of training.
         config: the run's configuration, as text.
-        most: cards in each direction's gallery.
+        gallery: the cards of both directions.
+        gallery_data: JSON of `write_gallery`.
         before: figures of the stage-1 run that this run started from, as those of `results`.
 
     Returns:
@@ -141,26 +103,59 @@ def render_page(
     """
     sections = [
         ("metrics", "Metrics", _metrics(results.figures, before or {})),
+        ("painted", "Caption → picture", section(gallery, "painted", "painted pictures")),
+        ("steps", "Painting step by step", _traces(results.traces)),
+        (
+            "written",
+            "Image → caption",
+            section(gallery, "written", "written captions; in grey, what people wrote"),
+        ),
+        ("extremes", "Best and worst by CLIPScore", extremes(gallery)),
         ("curves", "Training", _curves(curves)),
-        ("painted", "Caption → picture", _paintings(results.paintings, most)),
-        ("written", "Image → caption", _writings(results.writings, most)),
         ("config", "Configuration", _config(config)),
     ]
-    there = [section for section in sections if section[2]]
+    there = [part for part in sections if part[2]]
     links = "".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in there)
     body = [_tiles(summary), _notes(results.notes)]
     body += [f'<h2 id="{key}">{heading}</h2>\n{content}' for key, heading, content in there]
+    script = (ASSETS / "gallery.js").read_text(encoding="utf-8")
     return PAGE.substitute(
         title=escape(title),
-        style=STYLE,
+        policy=policy(script),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         navigation=f"<nav>{links}</nav>",
         body="\n".join(filter(None, body)),
+        data=gallery_data,
+        script=script,
+    )
+
+
+def policy(script: str) -> str:
+    """A content security policy: embedded pictures, this script, and scripts that it loads."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}' 'strict-dynamic'"
     )
 
 
 def number(value: Any) -> str:
-    """A figure as text: counts whole, others with three digits behind the point."""
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    """A figure as text: counts whole, others with three digits behind the point or two in all."""
+    if not isinstance(value, float):
+        return escape(str(value))
+    if value.is_integer() and abs(value) >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 or not value else f"{value:.2g}"
+
+
+def caption_of(figure: str) -> tuple[str, str]:
+    """How a figure is called, and what it says; those of FIGURES may name a network or a kind."""
+    if figure in FIGURES:
+        return FIGURES[figure]
+    for start, (text, what) in FAMILIES.items():
+        if figure.startswith(start):
+            return f"{text} {figure.removeprefix(start).replace('_', ' ')}", what
+    return figure, ""
 
 
 def duration(seconds: float) -> str:
@@ -207,16 +202,24 @@ def _metrics(
                 '<tr><td></td><td class="number">stage 1</td><td class="number">this run</td>'
                 "<td></td></tr>"
             )
-        for name, value in sorted(values.items(), key=lambda item: _place(item[0])):
-            text, what = FIGURES.get(name, (name, ""))
-            rows.append(
-                f"<tr><td>{escape(text)}</td>"
-                + (f'<td class="number">{number(earlier.get(name, ""))}</td>' if earlier else "")
-                + f'<td class="number">{number(value)}</td>'
-                f'<td class="what">{what}</td></tr>'
-            )
-        parts.append(f"<h3>{escape(group)}</h3><table>{''.join(rows)}</table>")
+        for name in sorted(values, key=_place):
+            if name.endswith("_std") and name.removesuffix("_std") in values:
+                continue
+            text, what = caption_of(name)
+            columns = [earlier, values] if earlier else [values]
+            cells = "".join(f'<td class="number">{_spread(part, name)}</td>' for part in columns)
+            rows.append(f'<tr><td>{escape(text)}</td>{cells}<td class="what">{what}</td></tr>')
+        parts.append(
+            f'<h3>{escape(group)}</h3><div class="wide"><table>{"".join(rows)}</table></div>'
+        )
     return "".join(parts)
+
+
+def _spread(values: Mapping[str, float], name: str) -> str:
+    """A figure with its standard deviation, where there is one."""
+    deviation = values.get(f"{name}_std")
+    text = number(values.get(name, ""))
+    return text if deviation is None else f"{text} ± {number(deviation)}"
 
 
 def _place(figure: str) -> int:
@@ -225,48 +228,54 @@ def _place(figure: str) -> int:
 
 
 def _curves(curves: Sequence[Curve]) -> str:
+    lines = [curve for curve in curves if len(curve.steps) > 1]
     figures = [
         f'<figure class="card"><figcaption>{escape(curve.name)}'
         f"<span>{curve.values[-1]:.4g}</span></figcaption>{draw(curve)}</figure>"
+        for curve in lines
+    ]
+    rows = [
+        f'<tr><td>{escape(curve.name)}</td><td class="number">{curve.values[0]:.4g}</td>'
+        f'<td class="what">at {curve.steps[0]:,}</td></tr>'
         for curve in curves
+        if len(curve.steps) == 1
     ]
-    lead = '<p class="lead">Against iterations; the last value at the right of each name.</p>'
-    return f'{lead}<div class="curves">{"".join(figures)}</div>' if figures else ""
-
-
-def _paintings(paintings: Sequence[Painting], most: int) -> str:
-    cards = [
-        f'<div class="card"><div class="pair"><div><span>painted</span>{_picture(item.painted)}'
-        f"</div><div><span>real</span>{_picture(item.real)}</div></div>"
-        f"<p>{escape(item.caption)}</p></div>"
-        for item in paintings[:most]
-    ]
-    return _gallery(cards, len(paintings), "painted pictures")
-
-
-def _writings(writings: Sequence[Writing], most: int) -> str:
-    cards = []
-    for item in writings[:most]:
-        others = "".join(f"<li>{escape(text)}</li>" for text in item.references)
-        cards.append(
-            f'<div class="card side">{_picture(item.image)}<div>'
-            f"<p>{escape(item.caption) or '(empty)'}</p><ul>{others}</ul></div></div>"
+    parts = []
+    if figures:
+        lead = "Against iterations; the last value at the right of each name."
+        parts.append(f'<p class="lead">{lead}</p><div class="curves">{"".join(figures)}</div>')
+    if rows:
+        parts.append(
+            f'<h3>measured once</h3><div class="wide"><table>{"".join(rows)}</table></div>'
         )
-    return _gallery(cards, len(writings), "written captions; in grey, what people wrote")
+    return "".join(parts)
 
 
-def _gallery(cards: Sequence[str], total: int, what: str) -> str:
-    if not cards:
-        return ""
-    count = f"The first {len(cards)} of {total:,}" if len(cards) < total else f"All {total:,}"
-    return f'<p class="lead">{count} {what}.</p><div class="grid">{"".join(cards)}</div>'
+def _traces(traces: Sequence[Trace]) -> str:
+    cards = []
+    for trace in traces:
+        last = len(trace.pictures)
+        steps = [
+            f'<div><span class="label">step {number} of {last}</span>{_step(path, trace, again)}'
+            "</div>"
+            for number, (path, again) in enumerate(zip(trace.pictures, trace.again, strict=True), 1)
+        ]
+        cards.append(
+            f'<div class="card"><div class="strip">{"".join(steps)}</div>'
+            f"<p>{escape(trace.caption)}</p></div>"
+        )
+    lead = (
+        '<p class="lead">Pictures of the tokens after each step. Dark cells are those that the '
+        "model is least certain of and draws again in the next step.</p>"
+    )
+    return f'{lead}<div class="steps">{"".join(cards)}</div>' if cards else ""
 
 
-def _picture(path: Path | None) -> str:
-    source = data_uri(path) if path else None
+def _step(path: Path, trace: Trace, again: Sequence[int]) -> str:
+    source = data_uri(path)
     if source is None:
-        return f'<div class="absent">{"unreadable" if path else "no image"}</div>'
-    return f'<img src="{source}" alt="" loading="lazy">'
+        return '<div class="frame">unreadable</div>'
+    return framed(source, again=again, grid_size=trace.grid_size)
 
 
 def _config(config: str) -> str:

@@ -1,21 +1,16 @@
-"""Small pictures for the page, and the contact sheet."""
+"""Reading pictures, and the contact sheet."""
 
-import base64
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from generations.errors import UserError
-from generations.features import load_image
+from generations.features.images import FORMATS
 from generations.reporting.results import Painting, Writing
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = 256  # longer side of a picture in the page
-PNG_UP_TO = 128  # small ones are kept exact
 # the contact sheet, in pixels
 SIDE, GAP, MARGIN, COLUMNS = 128, 12, 28, 3
 CARD = 2 * SIDE + GAP + 96  # width of a card
@@ -23,28 +18,18 @@ LINE = 19  # height of a line of text
 PAPER, INK, FAINT, ACCENT, ABSENT = "#ffffff", "#1c2430", "#7a8595", "#2f6fb0", "#e8ebef"
 
 
-def data_uri(path: Path) -> str | None:
-    """A picture as a data URI, at most EMBEDDED pixels a side; None if it cannot be read."""
-    picture = read_picture(path)
-    if picture is None:
-        return None
-    picture.thumbnail((EMBEDDED, EMBEDDED), Image.Resampling.LANCZOS)
-    exact = max(picture.size) <= PNG_UP_TO
-    buffer = io.BytesIO()
-    if exact:
-        picture.save(buffer, format="PNG", optimize=True)
-    else:
-        picture.save(buffer, format="JPEG", quality=88)
-    kind = "png" if exact else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def read_picture(path: Path, side: int = 0) -> Image.Image | None:
+    """A picture in RGB; None, with a warning, if it cannot be read.
 
-
-def read_picture(path: Path) -> Image.Image | None:
-    """A picture in RGB; None, with a warning, if it cannot be read."""
+    With a side, a JPEG may come smaller than it is, but not below that: that is quicker.
+    """
     try:
-        return Image.fromarray(load_image(path))
-    except UserError as error:
-        logger.warning("%s", error)
+        with Image.open(path, formats=FORMATS) as picture:
+            if side:
+                picture.draft("RGB", (side, side))
+            return picture.convert("RGB")
+    except Exception as error:  # a damaged file can raise anything
+        logger.warning("picture %s cannot be read: %s", path, error)
         return None
 
 

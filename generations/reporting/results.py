@@ -1,8 +1,9 @@
 """Gather what a run has written: figures, written captions, painted pictures."""
 
+import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,42 @@ NAME = re.compile(r"(?P<group>.+?)(?:_(?P<iteration>\d+))?")  # captions_test_00
 
 @dataclass(frozen=True)
 class Painting:
-    """A caption, the picture painted from it, and the image the caption is of, if there is one."""
+    """A caption, the picture painted from it, and the image the caption is of, if there is one.
+
+    The scores are those of this one picture: figure -> value.
+    """
 
     caption: str
     painted: Path
     real: Path | None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Writing:
-    """An image, the caption written of it, and those people wrote."""
+    """An image, the caption written of it, those people wrote, and the caption's scores."""
 
     image: Path | None
     caption: str
     references: tuple[str, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How a picture came about.
+
+    Attributes:
+        caption: that was painted.
+        pictures: after each step of mask-predict.
+        again: for each step, the cells that were masked again after it.
+        grid_size: G; cells are numbered row by row.
+    """
+
+    caption: str
+    pictures: list[Path]
+    again: list[list[int]]
+    grid_size: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Results:
         writings: in the file's order.
         iteration: of the newest of these; None if there is nothing.
         notes: what is missing or does not fit together, for the reader.
+        traces: of some paintings.
     """
 
     figures: dict[str, dict[str, float]]
@@ -49,6 +73,7 @@ class Results:
     writings: list[Writing]
     iteration: int | None
     notes: list[str]
+    traces: list[Trace] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Flat: figures of the test split and counts."""
@@ -105,13 +130,15 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
     if not figures:
         notes.append("No metrics yet: evaluate.py scores the samples.")
     written = _newest(folder.glob("captions_test_*.json")).get("captions_test")
-    writings = _read_writings(written[1], images) if written else []
+    writings = _read_writings(written, images, scored) if written else []
     if not written:
         notes.append("No captions written yet: inference.py writes them.")
     painted = _newest(path.parent for path in painted_folder.glob("images_test_*/manifest.json"))
     paintings: list[Painting] = []
+    traces: list[Trace] = []
     if "images_test" in painted:
-        paintings = _read_paintings(painted["images_test"][1] / "manifest.json", images, notes)
+        paintings = _read_paintings(painted["images_test"], images, scored, notes)
+        traces = _read_traces(painted["images_test"][1] / "steps.json")
     else:
         notes.append("No pictures painted yet: sample_images.py paints them.")
     found = [item.real for item in paintings] + [item.image for item in writings]
@@ -126,7 +153,8 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
     if len(set(made.values())) > 1:
         listed = ", ".join(f"{what} {number}" for what, number in made.items())
         notes.append(f"These results are of different iterations: {listed}.")
-    return Results(figures, paintings, writings, max(made.values(), default=None), notes)
+    iteration = max(made.values(), default=None)
+    return Results(figures, paintings, writings, iteration, notes, traces)
 
 
 def read_figures(folder: Path) -> dict[str, dict[str, float]]:
@@ -164,23 +192,39 @@ def _read_figures(path: Path) -> dict[str, float]:
     return {str(name): float(value) for name, value in figures.items()}
 
 
-def _read_writings(path: Path, images: RealImages) -> list[Writing]:
+Newest = tuple[int | None, Path]  # an iteration, and what is of it
+
+
+def _read_writings(
+    written: Newest, images: RealImages, scored: Mapping[str, Newest]
+) -> list[Writing]:
+    iteration, path = written
+    scores = _item_scores(scored.get("metrics_captions_test"), iteration, "image_id")
     return [
         Writing(
-            images.path(entry["image_id"]), entry["caption"], images.captions(entry["image_id"])
+            images.path(entry["image_id"]),
+            entry["caption"],
+            images.captions(entry["image_id"]),
+            scores.get(entry["image_id"], {}),
         )
         for entry in _entries(read_json(path, "captions"), path, {"image_id": int, "caption": str})
     ]
 
 
-def _read_paintings(manifest: Path, images: RealImages, notes: list[str]) -> list[Painting]:
+def _read_paintings(
+    painted: Newest, images: RealImages, scored: Mapping[str, Newest], notes: list[str]
+) -> list[Painting]:
+    iteration, folder = painted
+    manifest = folder / "manifest.json"
     content = read_json(manifest, "manifest")
     items = content.get("items") if isinstance(content, dict) else None
+    scores = _item_scores(scored.get("metrics_images_test"), iteration, "file")
     paintings = [
         Painting(
             item["caption"],
-            manifest.parent / Path(item["file"]).name,
+            folder / Path(item["file"]).name,
             images.path(item.get("image_id"), item.get("image_name")),
+            scores.get(item["file"], {}),
         )
         for item in _entries(items, manifest, {"file": str, "caption": str})
     ]
@@ -188,9 +232,44 @@ def _read_paintings(manifest: Path, images: RealImages, notes: list[str]) -> lis
     if len(there) < len(paintings):
         notes.append(
             f"{len(paintings) - len(there)} of {len(paintings)} painted pictures are gone from "
-            f"{manifest.parent.name}."
+            f"{folder.name}."
         )
     return there
+
+
+def _item_scores(
+    found: Newest | None, iteration: int | None, key: str
+) -> dict[Any, dict[str, float]]:
+    """What `evaluate.py --per-item` says of each sample of this iteration; often nothing."""
+    if found is None or found[0] != iteration:
+        return {}
+    content = read_json(found[1], "metrics")
+    items = content.get("per_item", []) if isinstance(content, dict) else []
+    return {
+        item[key]: {
+            name: value
+            for name, value in item.items()
+            if isinstance(value, float) and math.isfinite(value)
+        }
+        for item in items
+        if isinstance(item, dict) and isinstance(item.get(key), (int, str))
+    }
+
+
+def _read_traces(path: Path) -> list[Trace]:
+    """Steps that `sample_images.py` kept; those whose pictures are gone are left out."""
+    if not path.exists():
+        return []
+    content = read_json(path, "painting steps")
+    items = content.get("items") if isinstance(content, dict) else None
+    traces = []
+    for item in _entries(items, path, {"caption": str, "steps": list, "grid_size": int}):
+        steps = _entries(item["steps"], path, {"file": str, "again": list})
+        files = [path.parent / "steps" / Path(step["file"]).name for step in steps]
+        if all(file.is_file() for file in files):
+            again = [[cell for cell in step["again"] if type(cell) is int] for step in steps]
+            traces.append(Trace(item["caption"], files, again, item["grid_size"]))
+    return traces
 
 
 def _entries(found: Any, path: Path, keys: dict[str, type]) -> list[dict[str, Any]]:

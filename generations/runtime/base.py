@@ -1,6 +1,7 @@
 """Device, process group, seeds, precision."""
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -131,6 +132,9 @@ def start(
         ) from error
     finally:
         if distributed.is_initialized():
+            # FSDP's objects refer to each other and to the group, whose threads must not be left
+            # to the end of the interpreter: it would abort
+            gc.collect()
             distributed.destroy_process_group()
 
 

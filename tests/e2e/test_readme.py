@@ -17,8 +17,12 @@ LINES = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
-# run as they are by .ci/run, except tensorboard, which serves until it is stopped
-ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "tensorboard")
+# run as they are by .ci/run, except tensorboard, which serves until it is stopped; the demo, which
+# does so too, has tests of its own
+ELSEWHERE = (
+    *("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "tensorboard"),
+    "python generations/demo.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,7 @@ def checkout(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("generations", "configs", "scripts", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "models" / "mini", copy / "models" / "mini")
     sizes = "--sizes 400 20 20 --config configs/mini/stage1.yaml"
     shell(copy, f"python generations/prepare.py mini-world {sizes}")
     settings = "--config configs/mini/stage1.yaml generator.train_steps 5 clip.train_steps 5"

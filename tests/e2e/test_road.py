@@ -154,6 +154,39 @@ def test_launch_scripts_run_both_stages_on_two_processes(world, tmp_path):
     assert list((tmp_path / "two").glob("metrics_captions_test_*.json"))
 
 
+def test_table_1_is_made_row_by_row_and_not_again(world, tmp_path):
+    small = " ".join(SMALL(world)[2:])
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FOLDER": str(tmp_path),
+        "ROWS": "captions_only",
+        "METRICS": "cider_d,bleu",
+        "OPTIONS": f"{small} scheduler.max_steps 2 device cpu",
+    }
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", str(ROOT / "scripts" / "table1.sh"), "mini", "1"],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    written = sorted(tmp_path.glob("*/metrics_*.json"))
+    assert [path.parent.name for path in written] == [
+        "captions_only_stage1_seed1",
+        "captions_only_stage2_seed1",
+    ]
+    table = (tmp_path / "table1.md").read_text()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines()[2:8]}
+    assert (
+        rows["w/o unified architecture"][1] == "1"
+        and float(rows["w/o unified architecture"][5]) >= 0
+    )
+    assert rows["ours"][1] == "0"
+    assert "saved" not in done.stderr  # the second call only gathers
+
+
 def test_the_memory_benchmark_runs():
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "stage2_memory.py"), "--size", "mini"],

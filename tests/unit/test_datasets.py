@@ -296,6 +296,9 @@ class Store:
             raise UserError(f"{name} is not there")
         return self._values[name]
 
+    def read_batch(self, names):
+        return np.stack([self.read(name) for name in names])
+
 
 NAMES = ["a", "b", "c"]
 

@@ -214,9 +214,9 @@ def test_settings_that_do_not_fit_are_named():
 def test_new_extractors_join_the_registry():
     @register("test-mean")
     class Mean:
-        def __init__(self, settings):
+        def __init__(self, settings, device):
             self.name, self.image_size, self.grid_size = settings.name, 4, 1
-            self.dim = 3
+            self.dim, self.weights_sha256 = 3, ""
 
         def __call__(self, pictures):
             return np.asarray(pictures, np.float32).mean((1, 2))[:, None, None]

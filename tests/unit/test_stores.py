@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from generations.datasets import (
-    FeatureWriter,
     load_centroids,
     open_cluster_store,
     open_feature_store,
     read_array_pickle,
     write_array_pickle,
 )
+from generations.datasets.feature_parts import Hdf5Writer
 from generations.errors import UserError
 
 G, D, K = 2, 3, 7
@@ -169,9 +169,9 @@ def fill(writer, most=99):
 @pytest.mark.parametrize("written", range(8))
 def test_writing_goes_on_after_a_kill(tmp_path, written):
     path = tmp_path / "train.h5"
-    fill(FeatureWriter(path, "s", NAMES, part_size=3), written)  # and no finish: killed
+    fill(Hdf5Writer(path, "s", NAMES, part_size=3), written)  # and no finish: killed
     assert not path.exists()
-    writer = FeatureWriter(path, "s", NAMES, part_size=3)
+    writer = Hdf5Writer(path, "s", NAMES, part_size=3)
     kept = 7 if written == 7 else written // 3 * 3
     assert writer.missing == NAMES[kept:]
     fill(writer)
@@ -185,7 +185,7 @@ def test_writing_goes_on_after_a_kill(tmp_path, written):
 def test_finished_features_are_kept(tmp_path):
     path = tmp_path / "train.h5"
     for signature, expected in (("one", NAMES), ("one", []), ("two", NAMES)):
-        writer = FeatureWriter(path, signature, NAMES)
+        writer = Hdf5Writer(path, signature, NAMES)
         assert writer.missing == expected
         fill(writer)
         writer.finish()
@@ -193,26 +193,26 @@ def test_finished_features_are_kept(tmp_path):
 
 def test_parts_of_other_settings_are_not_used(tmp_path):
     path = tmp_path / "train.h5"
-    fill(FeatureWriter(path, "one", NAMES, part_size=2))
-    assert FeatureWriter(path, "two", NAMES, part_size=2).missing == NAMES
+    fill(Hdf5Writer(path, "one", NAMES, part_size=2))
+    assert Hdf5Writer(path, "two", NAMES, part_size=2).missing == NAMES
 
 
 def test_features_of_others_are_not_overwritten(tmp_path):
     path = write_h5(tmp_path / "train.h5", {"a": grid()})
     before = path.read_bytes()
     with pytest.raises(UserError, match="not made by prepare"):
-        FeatureWriter(path, "s", NAMES)
+        Hdf5Writer(path, "s", NAMES)
     assert path.read_bytes() == before
 
 
 def test_no_images_make_an_empty_file(tmp_path):
     path = tmp_path / "valid.h5"
-    FeatureWriter(path, "s", []).finish()
+    Hdf5Writer(path, "s", []).finish()
     assert list(open_feature_store([path], G, D).names()) == []
 
 
 def test_images_come_in_their_order(tmp_path):
-    writer = FeatureWriter(tmp_path / "a.h5", "s", NAMES)
+    writer = Hdf5Writer(tmp_path / "a.h5", "s", NAMES)
     with pytest.raises(ValueError, match="turn"):
         writer.add(NAMES[1], grid())
     with pytest.raises(ValueError, match="before all"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ LAST_KEPT_ID = 1995
 
 
 def _split_of(scene: Scene, seed: int) -> str:
+    scene = replace(scene, mirrored=False)  # a scene and its mirror image have the same captions
     digest = hashlib.blake2b(f"{seed} {scene}".encode(), digest_size=8).digest()
     tenth = int.from_bytes(digest, "big") % 10
     return next((split for split, held in HELD_OUT_TENTHS.items() if held == tenth), "train")

@@ -44,6 +44,9 @@ RELATION_VERBS = {
 ABOVE = ("over", "from")
 """Relations with a row of air between the two things."""
 
+SIDED = ("left", "right")
+"""Relations that tell which side is which; other scenes may be mirrored."""
+
 COUNT_SCENES = 0.45
 """Share of scenes with one row of equal things; the others have two unequal ones."""
 
@@ -67,7 +70,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a caption tells, and all that fixes where things are (up to jitter).
+    """All that a caption tells, and `mirrored`, which it does not: a painter has to choose a side.
 
     Attributes:
         place: the background, one of PLACES.
@@ -75,6 +78,7 @@ class Scene:
         first: the acting thing or things.
         relation: a key of RELATION_VERBS, or None in a scene with one kind of thing.
         second: the thing related to (count 1), or None.
+        mirrored: left and right are exchanged.
     """
 
     place: str
@@ -82,6 +86,7 @@ class Scene:
     first: Thing
     relation: str | None = None
     second: Thing | None = None
+    mirrored: bool = False
 
 
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -106,7 +111,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         thing = Thing(count, size, choose(rng, COLORS), choose(rng, tuple(NOUNS)))
         # a big thing leaves no room for what it would hang from
         verbs = tuple(verb for verb in COUNT_VERBS if (verb, size) != ("hang", "big"))
-        return Scene(place, choose(rng, verbs), thing)
+        return Scene(place, choose(rng, verbs), thing, mirrored=rng.random() < 0.5)
     relation = choose(rng, tuple(RELATION_VERBS))
     count = int(rng.integers(1, 4)) if relation == "over" else 1
     nouns = rng.choice(tuple(NOUNS), 2, replace=False)
@@ -114,7 +119,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     first = Thing(count, "small", str(colors[0]), str(nouns[0]))
     size = "small" if relation in ABOVE else "big"
     second = Thing(1, size, str(colors[1]), str(nouns[1]))
-    return Scene(place, choose(rng, RELATION_VERBS[relation]), first, relation, second)
+    verb = choose(rng, RELATION_VERBS[relation])
+    mirrored = relation not in SIDED and rng.random() < 0.5
+    return Scene(place, verb, first, relation, second, mirrored)
 
 
 # Lengths are in eighths of the picture. Things begin and end at even ones, so that on a grid of
@@ -149,7 +156,7 @@ class Layout:
     """Where everything is; a box is (left, top, right, bottom), right and bottom outside.
 
     Attributes:
-        things: (thing, its box) from left to right, the second kind first.
+        things: (thing, its box), the second kind first.
         marks: (verb, box) of the signs that show what things do, where no thing is.
     """
 
@@ -177,6 +184,11 @@ def _verb_marks(verb: str, boxes: list[Box]) -> list[tuple[str, Box]]:
     return marks
 
 
+def _mirror(box: Box) -> Box:
+    left, top, right, bottom = box
+    return 8 - right, top, 8 - left, bottom
+
+
 def layout(scene: Scene) -> Layout:
     """Place everything a scene names.
 
@@ -186,6 +198,16 @@ def layout(scene: Scene) -> Layout:
     Returns:
         The boxes of things and signs.
     """
+    arranged = _arrange(scene)
+    if not scene.mirrored:
+        return arranged
+    return Layout(
+        tuple((thing, _mirror(box)) for thing, box in arranged.things),
+        tuple((verb, _mirror(box)) for verb, box in arranged.marks),
+    )
+
+
+def _arrange(scene: Scene) -> Layout:
     first, second, relation = scene.first, scene.second, scene.relation
     foot = FOOT.get(scene.verb, {}).get(first.size, HORIZON)
     columns = ROW[first.size, first.count]

@@ -1,0 +1,36 @@
+"""Convert a file of dense features: `convert_features.py SOURCE TARGET [--dtype float16]`
+
+The suffixes say from what into what: .h5 is the original's HDF5, .packed one array file, which is
+read many times faster. A conversion that was killed goes on where it was.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the package's own folder must not shadow libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from generations import cli
+from generations.datasets import convert_features
+from generations.datasets.packed import DTYPES
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert one file."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help=".h5 or .packed")
+    parser.add_argument("target", type=Path, help=".packed or .h5")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of a .packed target")
+    options = parser.parse_args(argv)
+    images = convert_features(options.source, options.target, options.dtype)
+    logger.info("features of %d images: %s -> %s", images, options.source, options.target)
+
+
+if __name__ == "__main__":
+    cli.run(main)
