@@ -11,6 +11,7 @@ import pickle
 import random
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from generations.datasets import (
 )
 from generations.datasets.feature_parts import signature_of
 from generations.datasets.hard_samples import read_hard_samples
+from generations.datasets.packed import PackedHeader
 from generations.datasets.tokenizer import BUNDLED_VOCABULARY
 from generations.errors import UserError
 from generations.evaluate import read_results
@@ -101,6 +103,11 @@ def features(path: Path) -> None:
         for name in NAMES:
             file.create_dataset(f"{name}/features", data=np.ones((GRID, GRID, DIM), np.float32))
         file.attrs["signature"] = "of the extractor"
+
+
+def packed(path: Path) -> None:
+    header, head = PackedHeader("float32", (GRID, GRID, DIM), "signature", NAMES).encode()
+    path.write_bytes(head + bytes(header.file_bytes - header.data))
 
 
 def read_features(path: Path) -> Any:
@@ -196,6 +203,7 @@ READERS = {
         lambda path: path.write_text(json.dumps(coco())) and None, read_captions, "captions.json"
     ),
     "features": Reader(features, read_features, "f.h5"),
+    "packed features": Reader(packed, read_features, "f.packed"),
     "signature": Reader(features, signature_of, "f.h5"),
     "clusters": Reader(clusters, read_clusters, "c.pkl"),
     "old clusters": Reader(old_clusters, read_clusters, "c.pkl"),
@@ -417,6 +425,26 @@ def test_features_do_not_lead_into_other_files(tmp_path, trick):
             layout[:] = h5py.VirtualSource(secret, f"{NAMES[0]}/features", shape)
             group.create_virtual_dataset("features", layout)
     with pytest.raises(UserError, match=r"f\.h5"):
+        open_feature_store([path], GRID, DIM)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b'{"shape": [1e999, 2, 2, 3]}',
+        b'{"shape": [4, 2, 2, 3], "names": "abcd", "dtype": "float32", "signature": "", "data": 0}',
+        b'{"shape": [0, 2, 2, 3], "names": [], "dtype": "float32", "signature": 1, "data": -9}',
+        b'{"shape": [0, 2, 2, 3], "names": [], "dtype": "float32", "signature": 1, "data": "x"}',
+    ],
+    ids=range(6),
+)
+def test_packed_headers_that_lie_with_a_good_checksum(tmp_path, text):
+    path = tmp_path / "f.packed"
+    checksum = zlib.crc32(text, zlib.crc32(struct.pack("<IQ", 1, len(text))))
+    path.write_bytes(struct.pack("<8sIIQ", b"GRIDFEAT", 1, checksum, len(text)) + text)
+    with pytest.raises(UserError, match=r"f\.packed.*makes no sense"):
         open_feature_store([path], GRID, DIM)
 
 
