@@ -280,12 +280,12 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapp
     if path in seen:
         raise UserError(f"config {path}: its _BASE_ chain leads back to itself")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"config {path} is not valid YAML: {' '.join(str(error).split())}"
         ) from None
@@ -295,8 +295,19 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapp
         )
     base = values.pop("_BASE_", None)
     if base is not None:
-        yield from _read_chain(path.parent / str(base), (*seen, path))
+        if not isinstance(base, str) or "\0" in base:
+            raise UserError(f"config {path}: _BASE_ takes the name of a file, not {base!r:.60}")
+        yield from _read_chain(path.parent / base, (*seen, path))
     yield path, values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, each written out: a few lines of aliases can stand for billions."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,10 +5,13 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from generations.errors import UserError
 
@@ -18,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+MOST_BYTES = 2**32  # that a packed file may unpack to
 
 
 @contextmanager
@@ -140,5 +144,67 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{what}: {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what}: cannot read {path}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{what}: {path} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # also numbers too long, lists too deep
+        raise UserError(f"{what}: {path} is not valid JSON: {short(error)}") from None
+
+
+def short(error: BaseException) -> str:
+    """An error's text in one line of bounded length."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def read_array(path: str | Path, what: str, fix: str) -> np.ndarray:
+    """Read an .npy file of numbers; it cannot claim to hold more than it does.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the error message.
+        fix: what the user can do if it does not.
+
+    Raises:
+        UserError: absent, damaged, or something else than an array of numbers.
+    """
+    try:
+        # mapped: a header whose array is larger than the file is refused and not allocated
+        mapped = np.load(path, allow_pickle=False, mmap_mode="r")
+        if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "biuf":
+            raise ValueError("not an array of numbers")
+        return np.array(mapped)
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; {fix}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(
+            f"{what} {path}: damaged, or no .npy file ({short(error)}); {fix}"
+        ) from None
+
+
+def read_arrays(
+    path: str | Path, names: Sequence[str], what: str, fix: str
+) -> dict[str, np.ndarray]:
+    """Read arrays of numbers out of an .npz file.
+
+    Args:
+        path: the file.
+        names: of the arrays; more may be there.
+        what: what it should hold, for the error message.
+        fix: what the user can do if it does not.
+
+    Raises:
+        UserError: absent, damaged, without one of them, or too large to be one of ours.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(archive.getinfo(f"{name}.npy").file_size for name in names)
+        if size > MOST_BYTES:
+            raise ValueError(f"it unpacks to {size:,} bytes")
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in names}
+        if not all(array.dtype.kind in "biuf" for array in found.values()):
+            raise ValueError("not arrays of numbers")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist; {fix}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(
+            f"{what} {path}: damaged, or no .npz file of ours ({short(error)}); {fix}"
+        ) from None
+    return found

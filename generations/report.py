@@ -110,7 +110,7 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
     before = _figures_before(cfg, arguments.stage1)
     summary |= _stages(before, results.figures)
     saved_config = folder / "config.yaml"
-    config = saved_config.read_text(encoding="utf-8") if saved_config.exists() else cfg.dump()
+    config = saved_config.read_text("utf-8", "replace") if saved_config.exists() else cfg.dump()
     gallery = lay_out(results, {name: text for name, (text, _) in FIGURES.items()}, arguments.items)
     sheet = contact_sheet(
         _title(summary),

@@ -216,10 +216,11 @@ def _load_weights(network: nn.Module, path: Path, scripted: bool, model: str) ->
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # a damaged file can raise anything; what reads it next says what is wrong
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _openai_checksums() -> set[str]:

@@ -5,6 +5,7 @@ what it was given; the arrays are then built from plain bytes, so that not even 
 unpickling code sees what the file says.
 """
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,12 +31,18 @@ def read_array_pickle(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            # latin1: how numpy arrays of Python 2 pickles have to be read
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        packed = path.read_bytes()
+        # latin1: how numpy arrays of Python 2 pickles have to be read
+        content = _ArrayUnpickler(io.BytesIO(packed), encoding="latin1").load()
         if not isinstance(content, dict):
             raise _RefusedError(f"it holds a {type(content).__name__} instead of named arrays")
-        return {_text(name): _array(value) for name, value in content.items()}
+        arrays: dict[str, np.ndarray] = {}
+        room = len(packed)
+        for name, value in content.items():
+            array = _array(value, room)
+            arrays[_text(name)] = array
+            room -= array.nbytes
+        return arrays
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {_AGAIN}") from None
     except _RefusedError as error:
@@ -96,12 +103,21 @@ for _package in ("numpy.core", "numpy._core"):
     _NAMES[f"{_package}.numeric", "_frombuffer"] = _FromBuffer
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> type[_StandIn]:
+# Python's own implementation and not the one in C: that one takes memory for as many objects as a
+# file claims to remember, and a flipped bit makes that thirty gigabytes
+class SafeUnpickler(pickle._Unpickler):
+    """Reads texts, numbers, lists and dictionaries: for those a pickle calls nothing by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"reading it would call {module}.{name}")
+
+
+class _ArrayUnpickler(SafeUnpickler):
+    def find_class(self, module: str, name: str) -> type[_StandIn]:
         try:
-            return _NAMES[module_name, global_name]
+            return _NAMES[module, name]
         except KeyError:
-            wanted = ascii(f"{module_name}.{global_name}")[1:-1]  # in a damaged file anything
+            wanted = ascii(f"{module}.{name}")[1:-1]  # in a damaged file anything
             raise _RefusedError(
                 f"reading it would call {wanted}, and only numpy arrays are read"
             ) from None
@@ -113,7 +129,8 @@ def _text(name: Any) -> str:
     return name
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any, room: int) -> np.ndarray:
+    """The array that a pickle describes, of at most `room` bytes: all of them lie in the file."""
     if isinstance(value, _Reconstruct) and isinstance(value.state, tuple):
         _, shape, dtype, is_fortran, data = value.state
         order = "F" if is_fortran else "C"
@@ -127,6 +144,8 @@ def _array(value: Any) -> np.ndarray:
         data = data.encode("latin1")
     if not isinstance(data, (bytes, bytearray)):
         raise _RefusedError("it holds an array of objects instead of numbers")
+    if len(data) > room:
+        raise _RefusedError("its arrays are larger than the file")
     # a copy, because what was read from a buffer cannot be written to
     return (
         np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if order == "F" else "C").copy()

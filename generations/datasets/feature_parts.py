@@ -15,7 +15,7 @@ import numpy as np
 
 from generations.datasets.stores import FEATURES
 from generations.errors import UserError
-from generations.files import atomic_path
+from generations.files import atomic_path, short
 
 _SIGNATURE = "signature"
 
@@ -102,9 +102,15 @@ class Hdf5Writer:
         temporary = self._folder / "whole.h5"
         with h5py.File(temporary, "w") as whole:
             for path, names in self._parts:
-                with h5py.File(path, "r") as part:
-                    for name in names:
-                        part.copy(name, whole)
+                try:
+                    with h5py.File(path, "r") as part:
+                        for name in names:
+                            part.copy(name, whole)
+                except Exception as error:  # a damaged file can raise anything
+                    raise UserError(
+                        f"{path} is damaged ({short(error)}): delete it and run "
+                        "`python generations/prepare.py features` again"
+                    ) from None
             whole.attrs[_SIGNATURE] = self._signature
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -123,10 +129,9 @@ def signature_of(path: str | Path) -> str | None:
     try:
         with h5py.File(path, "r") as file:
             signature = file.attrs.get(_SIGNATURE)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:100]
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"features {path} cannot be read ({reason}); delete it to make it again"
+            f"features {path} cannot be read ({short(error)}); delete it to make it again"
         ) from None
     if not isinstance(signature, str):
         raise UserError(

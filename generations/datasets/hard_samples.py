@@ -1,22 +1,16 @@
 """Files of hard captions for R-precision, made elsewhere, read without running anything."""
 
-import pickle
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from generations.datasets.array_pickle import SafeUnpickler
 from generations.datasets.word_swaps import KINDS, WORD
 from generations.errors import UserError
 from generations.files import read_json
 
 SUFFIXES = (".pkl", ".pickle", ".json")
-
-
-class _TextUnpickler(pickle.Unpickler):
-    """Reads texts, numbers, lists and dictionaries: for those a pickle calls nothing by name."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"reading it would call {module_name}.{global_name}")
 
 
 def read_hard_samples(
@@ -92,8 +86,7 @@ def _lists(path: Path) -> list[list[str]]:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _TextUnpickler(file).load()
+        return SafeUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"rprec_hard_samples_dir: {path} cannot be read ({reason})") from None

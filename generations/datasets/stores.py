@@ -18,9 +18,10 @@ import numpy as np
 from generations.datasets.array_pickle import read_array_pickle
 from generations.datasets.packed import SUFFIX, PackedFeatures
 from generations.errors import UserError
+from generations.files import read_array, short
 
 FEATURES = "features"  # name of an image's dataset inside its HDF5 group
-_LARGEST = 2**28  # numbers of one image that are read at all
+_LARGEST = 2**24  # numbers of one image that are read at all
 
 
 class FeatureFile(Protocol):
@@ -196,10 +197,7 @@ class Hdf5Features:
             file = self._open()
             if name not in file:
                 return None
-            stored = file[f"{name}/{FEATURES}"]
-            if not isinstance(stored, h5py.Dataset) or math.prod(stored.shape) > _LARGEST:
-                raise ValueError(f"{stored!r} is no grid of features")
-            return stored[()]
+            return _own_array(file, name)
         except Exception as error:  # a damaged file can raise anything
             raise self._damaged(error, name) from None
 
@@ -225,12 +223,25 @@ class Hdf5Features:
     def _damaged(self, error: Exception, name: str = "") -> UserError:
         return UserError(
             f"features {self.path}{f', image {name}' if name else ''}: damaged, or no HDF5 file of "
-            f"features ({_short(error)}); make it again with `python generations/prepare.py "
+            f"features ({short(error)}); make it again with `python generations/prepare.py "
             "features`"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+def _own_array(file: h5py.File, name: str) -> np.ndarray:
+    """An image's array. HDF5 can also point into other files: that is not followed."""
+    for place in (name, f"{name}/{FEATURES}"):
+        if not isinstance(file.get(place, getlink=True), h5py.HardLink):
+            raise ValueError(f"{place} is a link or absent")
+    stored = file[f"{name}/{FEATURES}"]
+    if not isinstance(stored, h5py.Dataset) or stored.external or stored.is_virtual:
+        raise ValueError(f"{stored!r} is no dataset of this file")
+    if stored.dtype.kind not in "biuf" or math.prod(stored.shape or ()) > _LARGEST:
+        raise ValueError(f"{stored!r} is no grid of features")
+    return stored[()]
 
 
 FEATURE_FORMATS: dict[str, Callable[[Path], FeatureFile]] = {
@@ -320,18 +331,8 @@ def load_centroids(path: str | Path, clusters: int, dim: int) -> np.ndarray:
         UserError: absent, damaged or of another shape.
     """
     fix = "make it again with `python generations/prepare.py clusters`"
-    try:
-        centroids = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(
-            f"centroids {path} do not exist; make them with `python generations/prepare.py "
-            "clusters`, or set grid_cluster_centroids_path"
-        ) from None
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(
-            f"centroids {path}: damaged, or no .npy file ({_short(error)}); {fix}"
-        ) from None
-    if not isinstance(centroids, np.ndarray) or centroids.dtype.kind != "f":
+    centroids = read_array(path, "centroids", f"{fix}, or set grid_cluster_centroids_path")
+    if centroids.dtype.kind != "f":
         raise UserError(f"centroids {path}: not an array of floating point numbers; {fix}")
     if centroids.shape != (clusters, dim):
         raise UserError(
@@ -348,7 +349,3 @@ def _not_found(name: str, what: str, paths: Sequence[Path], step: str) -> UserEr
         f"{what} of the image {name} are in none of {', '.join(map(str, paths))}; the captions and "
         f"these files are of different data: run `python generations/prepare.py {step}`"
     )
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

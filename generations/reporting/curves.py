@@ -33,7 +33,11 @@ def read_curves(folder: Path) -> list[Curve]:
     curves = []
     for place in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
         events = EventAccumulator(str(place), size_guidance={SCALARS: KEPT})
-        events.Reload()
+        try:
+            events.Reload()
+        except Exception as error:  # a damaged file can raise anything
+            logger.warning("event files in %s are damaged (%s): no curves of them", place, error)
+            continue
         prefix = "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
         for tag in events.Tags()[SCALARS]:
             points = [point for point in events.Scalars(tag) if math.isfinite(point.value)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from generations.features.images import FORMATS
 from generations.reporting.results import Painting, Writing
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ def read_picture(path: Path, side: int = 0) -> Image.Image | None:
     With a side, a JPEG may come smaller than it is, but not below that: that is quicker.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if side:
                 picture.draft("RGB", (side, side))
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can raise anything
         logger.warning("picture %s cannot be read: %s", path, error)
         return None
 

@@ -187,6 +187,8 @@ def _read_figures(path: Path) -> dict[str, float]:
     figures = content.get("figures") if isinstance(content, dict) else None
     if not isinstance(figures, dict):
         raise UserError(f"metrics: {path} holds no figures; run evaluate.py again")
+    if not all(isinstance(value, (int, float)) for value in figures.values()):
+        raise UserError(f"metrics: {path} holds figures that are no numbers; run evaluate.py again")
     return {str(name): float(value) for name, value in figures.items()}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from generations.errors import UserError
-from generations.files import atomic_path
+from generations.files import atomic_path, read_arrays
 from generations.vocabulary import EOS, PAD
 
 ORDERS = (1, 2, 3, 4)
@@ -82,18 +81,22 @@ class DocumentFrequency:
         Raises:
             UserError: the file is absent, broken or something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(
-                    int(file["documents"]),
-                    tuple(file[f"keys{n}"] for n in ORDERS),
-                    tuple(file[f"counts{n}"] for n in ORDERS),
-                )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
-            raise UserError(
-                f"document frequencies: {path} cannot be read ({error}); delete the file and "
-                "build the table again from the training captions"
-            ) from None
+        names = [f"{kind}{n}" for kind in ("keys", "counts") for n in ORDERS]
+        fix = "delete the file and build the table again from the training captions"
+        what = "document frequencies"
+        found = read_arrays(path, ["documents", *names], what, fix)
+        keys, counts = ([found[f"{kind}{n}"] for n in ORDERS] for kind in ("keys", "counts"))
+        fits = all(
+            own.ndim == 1
+            and own.shape == other.shape
+            and own.dtype == other.dtype == np.int64
+            and (own[1:] > own[:-1]).all()  # they are searched
+            for own, other in zip(keys, counts, strict=True)
+        )
+        documents = found["documents"]
+        if not fits or documents.shape != () or documents.dtype.kind not in "iu" or documents < 1:
+            raise UserError(f"{what} {path}: its tables do not fit together; {fix}")
+        return cls(int(documents), tuple(keys), tuple(counts))
 
 
 def build_document_frequency(captions: References) -> DocumentFrequency:

@@ -52,8 +52,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
         return path
     if found:
         raise UserError(
-            f"none of the {len(found)} checkpoints in {folder} is whole: restore one, or move them "
-            "away to start anew"
+            f"none of the {len(found)} checkpoints in {folder} is whole, the newest is "
+            f"{found[-1][1].name}: restore one, or move them away to start anew"
         )
     return None
 

@@ -38,7 +38,7 @@ class LoopSettings:
         grad_clip: largest gradient norm; 0 does not clip.
         checkpoint_every: iterations between checkpoints; the last iteration always saves. Between
             two optimiser steps there is nothing to go on from, so a checkpoint waits for the next.
-        test_every: iterations between tests, 0 for none.
+        test_every: iterations between tests, 0 for none; they wait likewise, as the best stays.
         max_skipped: updates in a row whose gradient is not finite that end the run.
         seed: of the run.
     """
@@ -111,7 +111,7 @@ def train(
     guard = GradientGuard(settings.max_skipped, runtime, *state.skipped)
     troubles = PolicyWatch()
     watch = watch or Watch(runtime)
-    due = False  # a checkpoint
+    due = test_due = False  # a checkpoint, a test
     stopping = ""
     step.train()
     for iteration in range(state.iteration + 1, settings.iterations + 1):
@@ -136,11 +136,15 @@ def train(
             norm, updated = _update(state, settings.grad_clip, guard)
             figures["gradient_norm"] = norm
             if state.scaler.is_enabled():
-                figures["loss_scale"] = torch.tensor(state.scaler.get_scale())
+                scale = state.scaler.get_scale()
+                figures["loss_scale"] = torch.tensor(scale, device=runtime.device)
             if not updated:
                 figures = {}  # they would hide those of the other iterations
                 _report(guard, iteration, task, lambda: save(state, True))
             guard.forget()
+            if guard.skipped:
+                count = float(guard.skipped)
+                figures["skipped_updates"] = torch.tensor(count, device=runtime.device)
         means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
         for trouble in troubles(means):
             logger.warning("iteration %d: %s; the state is saved", iteration, trouble)
@@ -157,7 +161,10 @@ def train(
                 f"{stopping} came; saved at iteration {iteration} of {settings.iterations}; the "
                 "same command goes on from there"
             )
-        if settings.test_every and (last or iteration % settings.test_every == 0):
+        if settings.test_every:
+            test_due = test_due or last or iteration % settings.test_every == 0
+        if test_due and (last or updates):
+            test_due = False
             watch.beat(iteration, "testing")
             test(iteration)
             step.train()

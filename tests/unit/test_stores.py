@@ -394,7 +394,7 @@ def test_wrong_centroids_are_named(tmp_path, values, message):
 
 def test_absent_and_damaged_centroids(tmp_path):
     path = tmp_path / "centroids.npy"
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         load_centroids(path, K, D)
     np.save(path, np.zeros((K, D)))
     path.write_bytes(path.read_bytes()[:-1])

@@ -310,19 +310,22 @@ def test_a_checkpoint_waits_for_the_end_of_an_accumulation(tmp_path):
     whole = make_state()
     run(whole, tmp_path / "whole", 9, accumulation=3)
     state = make_state()
-    loop = LoopSettings(["xe_i2t", "xe_t2i"], 9, 3, checkpoint_every=2, test_every=0)
-    saved = train_some(state, tmp_path / "cut", loop, stop_at=4)
-    assert saved == [3, 6] and state.iteration == 6
+    loop = LoopSettings(["xe_i2t", "xe_t2i"], 9, 3, checkpoint_every=2, test_every=4)
+    saved, tested = train_some(state, tmp_path / "cut", loop, stop_at=4)
+    assert saved == [3, 6] and tested == [] and state.iteration == 6
     state = make_state()
     resume(checkpoint_path(tmp_path / "cut", 6), state)
-    train_some(state, tmp_path / "cut", loop)
+    assert train_some(state, tmp_path / "cut", loop) == ([9], [9])
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, state.model.state_dict()[name]), name
 
 
-def train_some(state: TrainingState, folder: Path, loop: LoopSettings, stop_at: int = 0) -> list:
-    """Train, with SIGUSR1 in an iteration; the iterations that were saved."""
+def train_some(
+    state: TrainingState, folder: Path, loop: LoopSettings, stop_at: int = 0
+) -> tuple[list[int], list[int]]:
+    """Train, with SIGUSR1 in an iteration; the iterations that were saved, and tested."""
     saved: list[int] = []
+    tested: list[int] = []
 
     def batch(number: int) -> Batch:
         if number + 1 == stop_at:
@@ -344,10 +347,10 @@ def train_some(state: TrainingState, folder: Path, loop: LoopSettings, stop_at: 
             CPU,
             Monitor(folder, CPU, 1, 9, 2),
             save,
-            lambda iteration: None,
+            tested.append,
             watch,
         )
-    return saved
+    return saved, tested
 
 
 def test_suspects_are_the_batches_whose_loss_is_not_finite():

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=generations
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=6
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# Training under SLURM, one task a GPU. Five minutes before its time is over, or when it is preempted, the run
+# saves and the job goes back into the queue; so it does when a process is lost. Wrong input ends it.
+# Usage, in the checkout: sbatch [--nodes=2 ...] scripts/slurm.sh EXP_ID [key value ...]
+# CONFIG (configs/coco/stage1.yaml), PYTHON (python) and MAX_RESTARTS (100) by variable.
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2
+exp_id=${1:?usage: sbatch scripts/slurm.sh EXP_ID [key value ...]}
+shift
+if [ ! -f generations/main.py ]; then
+  echo "error: $PWD is not the checkout: run sbatch there" >&2
+  exit 2
+fi
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) PYTHON=${PYTHON:-python}
+# the signals are for the tasks; the script lives on to put the job back into the queue
+trap 'interrupted=1' TERM USR1
+
+# shellcheck disable=SC2016 # the variables are those of each task
+srun --kill-on-bad-exit=1 bash -c '
+  export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+  exec "$PYTHON" generations/main.py "$@"' \
+  _ --config "${CONFIG:-configs/coco/stage1.yaml}" exp_id "$exp_id" "$@" &
+step=$!
+while interrupted=; do
+  wait "$step"
+  status=$?
+  [ -z "$interrupted" ] && break # else it was the signal that ended the waiting
+done
+
+case $status in
+  75 | 76 | 137 | 143) # stopped and saved, another process lost, killed: see docs/operations.md
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
+      echo "exit status $status: the job goes back into the queue"
+      scontrol requeue "$SLURM_JOB_ID"
+      exit 0
+    fi
+    ;;
+esac
+exit "$status"
