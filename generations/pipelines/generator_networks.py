@@ -49,8 +49,8 @@ def _resnet50(weights: str, seed: int) -> nn.Module:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"generator.perceptual_weights {name} cannot be downloaded "
-                f"({' '.join(str(error).split())[:120]}); get {entry.url} and give its path, or set "
-                "generator.perceptual '' to train without a perceptual loss"
+                f"({' '.join(str(error).split())[:120]}); get {entry.url} and give its path, or "
+                "set generator.perceptual '' to train without a perceptual loss"
             ) from None
     try:
         return resnet50_features(state)
@@ -145,7 +145,7 @@ class ReconstructionDistance:
 def reconstruction_distance(
     cfg: CfgNode, pictures: PictureData | None, device: torch.device
 ) -> ReconstructionDistance | None:
-    """`ReconstructionDistance`, if the network of eval_protocol is at hand; nothing is downloaded."""
+    """`ReconstructionDistance`, if its network is at hand: nothing is downloaded for it."""
     if pictures is None or len(pictures.cluster_ids) < 2:
         return None
     if cfg.eval_protocol == "network":

@@ -1,6 +1,5 @@
 """Training of the image generator as a step of preparation: networks, resume, several processes."""
 
-import os
 import threading
 from dataclasses import replace
 
@@ -70,7 +69,7 @@ class Meeting:
 
 def test_two_processes_train_as_one_does():
     alone: dict[int, dict] = {}
-    hooks = Hooks(log=lambda step, scalars: alone.setdefault(step, dict(scalars)))
+    hooks = Hooks(log=lambda step, scalars: alone.setdefault(step, {}).update(scalars))
     whole = train_generator(fresh(), CENTROIDS, DATA, RECIPE, seed=1, hooks=hooks)
     meeting, found = Meeting(2), {}
     heard: list[dict[int, dict]] = [{}, {}]
@@ -91,9 +90,13 @@ def test_two_processes_train_as_one_does():
     for thread in threads:
         thread.join()
     assert torch.equal(weights(found[0]), weights(found[1]))
-    torch.testing.assert_close(weights(found[0]), weights(whole), rtol=1e-2, atol=2e-4)
+    # not the weights: Adam makes whole steps of gradients that are nothing but rounding
+    grid = torch.randn(3, D, G, G, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(found[0](grid), whole(grid), rtol=0, atol=5e-3)
+        assert (whole(grid) - fresh().eval()(grid)).abs().max() > 0.05
     assert "train_l1" in heard[0][5] and "train_l1" not in heard[1][5]
-    for step in (1, 2):
+    for step in (1, 2, 3):
         assert heard[0][step]["difference"] == pytest.approx(alone[step]["difference"], rel=1e-4)
         assert heard[1][step]["difference"] == heard[0][step]["difference"]
 
@@ -187,9 +190,7 @@ def test_nothing_is_downloaded_for_the_figures(tmp_path, monkeypatch):
     assert not is_at_hand("torchvision") and not is_at_hand("tf", str(tmp_path / "none.pth"))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "inception_v3_google-0cc3c7bd.pth").touch()
-    assert is_at_hand("torchvision") and is_at_hand(
-        "tf", os.fspath(tmp_path / "checkpoints" / "inception_v3_google-0cc3c7bd.pth")
-    )
+    assert is_at_hand("torchvision") and not is_at_hand("tf")
 
 
 def test_distance_of_reconstructions(monkeypatch):
