@@ -74,7 +74,7 @@ class Meeting:
 
 def test_two_processes_train_as_one_does():
     alone: dict[int, dict] = {}
-    hooks = Hooks(log=lambda step, scalars: alone.setdefault(step, dict(scalars)))
+    hooks = Hooks(log=lambda step, scalars: alone.setdefault(step, {}).update(scalars))
     whole = train_generator(fresh(), CENTROIDS, DATA, RECIPE, seed=1, hooks=hooks)
     meeting, found = Meeting(2), {}
     heard: list[dict[int, dict]] = [{}, {}]
