@@ -145,11 +145,7 @@ class ReconstructionDistance:
 def reconstruction_distance(
     cfg: CfgNode, pictures: PictureData | None, device: torch.device
 ) -> ReconstructionDistance | None:
-<<<<<<< HEAD
     """`ReconstructionDistance` if the network of eval_protocol is at hand; none is downloaded."""
-=======
-    """`ReconstructionDistance`, if its network is at hand: nothing is downloaded for it."""
->>>>>>> store
     if pictures is None or len(pictures.cluster_ids) < 2:
         return None
     if cfg.eval_protocol == "network":
