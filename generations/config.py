@@ -56,11 +56,15 @@ def default_config() -> CfgNode:
     cfg.max_skipped_updates = 20  # in a row, for gradients that are not finite; then stop
     cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
     cfg.deterministic = 0  # 1: only algorithms that give the same numbers in every run
+    cfg.cpu_linear = (
+        "auto"  # library of linear layers on a CPU: torch, onednn; auto: the faster one
+    )
     cfg.parallel = "ddp"  # of several processes; fsdp shards gradients and moments (FSDP2)
     cfg.global_batch = 0  # samples of all processes in an iteration; 0: samples_per_gpu each
     cfg.hang_timeout = 1800.0  # seconds without progress after which a process ends the run
     cfg.keep_last = 0  # newest checkpoints that stay; 0: all
     cfg.keep_best = 0  # checkpoints of the best test scores that stay beside them
+    cfg.profile_steps = 0  # iterations whose costs are shown, with a trace for tensorboard
     cfg.log_time = 400
     cfg.checkpoint_time = 10000
     cfg.test_interval = 10000
@@ -509,6 +513,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
+        ("cpu_linear", cfg.cpu_linear, ("auto", "torch", "onednn")),
         ("features.store", cfg.features.store, tuple(FEATURE_SUFFIXES)),
         ("features.dtype", cfg.features.dtype, ("float16", "bfloat16", "float32")),
     ]

@@ -38,6 +38,7 @@ from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor
 from generations.training.optim import SolverSettings, build_optimizer, build_scheduler
+from generations.training.profiling import StepProfiler
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,14 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             checkpoints.score(state, score)
 
     batches = _read(loader)
+    profiler = StepProfiler(folder, cfg.profile_steps if here.is_main else 0, here.device)
     try:
         train(
             step, state, batches, make_context, settings, here, monitor, checkpoints.save, test,
-            watch,
+            watch, profiler,
         )  # fmt: skip
     finally:
+        profiler.close()
         checkpoints.close()
         monitor.close()
 

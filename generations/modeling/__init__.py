@@ -5,6 +5,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from generations.modeling.levels import FeatureLevels, visual_input
+from generations.modeling.linear import choose_library
 from generations.modeling.transformer import ModelSize, UnifiedTransformer, set_codebook
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ModelSize",
     "UnifiedTransformer",
     "build_model",
+    "choose_library",
     "model_size",
     "set_codebook",
     "visual_input",
@@ -41,6 +43,7 @@ def build_model(cfg: CfgNode, centroids: np.ndarray | Tensor | None = None) -> U
         UserError: the codebook's shape is not the configuration's.
     """
     model = UnifiedTransformer(model_size(cfg), zeroshot=bool(cfg.xlxmert_zeroshot))
+    choose_library(model, cfg.cpu_linear)
     if centroids is not None:
         set_codebook(model, centroids)
     return model

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generations.errors import UserError
+from generations.modeling.linear import Linear, linear
 
 HIDDEN_KEY = -10000.0  # additive score of a hidden text key; its attention weight underflows to 0
 POSITIONS, TOKEN_TYPES, BOX_SIZE, NORM_EPS = 512, 2, 4, 1e-12
@@ -212,9 +213,9 @@ class VisualEmbedding(nn.Module):
 
     def __init__(self, size: ModelSize):
         super().__init__()
-        self.visn_fc = nn.Linear(size.feature_size, size.hidden_size)
+        self.visn_fc = Linear(size.feature_size, size.hidden_size)
         self.visn_layer_norm = nn.LayerNorm(size.hidden_size, NORM_EPS)
-        self.box_fc = nn.Linear(BOX_SIZE, size.hidden_size)
+        self.box_fc = Linear(BOX_SIZE, size.hidden_size)
         self.box_layer_norm = nn.LayerNorm(size.hidden_size, NORM_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
@@ -297,9 +298,9 @@ class Projections(nn.Module):
         super().__init__()
         self.heads = size.num_heads
         self.dropout = size.dropout
-        self.query = nn.Linear(size.hidden_size, size.hidden_size)
-        self.key = nn.Linear(size.hidden_size, size.hidden_size)
-        self.value = nn.Linear(size.hidden_size, size.hidden_size)
+        self.query = Linear(size.hidden_size, size.hidden_size)
+        self.key = Linear(size.hidden_size, size.hidden_size)
+        self.value = Linear(size.hidden_size, size.hidden_size)
 
     def forward(self, states: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
         attended = F.scaled_dot_product_attention(
@@ -320,7 +321,7 @@ class AddNorm(nn.Module):
 
     def __init__(self, size: ModelSize, width: int):
         super().__init__()
-        self.dense = nn.Linear(width, size.hidden_size)
+        self.dense = Linear(width, size.hidden_size)
         self.LayerNorm = nn.LayerNorm(size.hidden_size, NORM_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
@@ -333,7 +334,7 @@ class Widen(nn.Module):
 
     def __init__(self, size: ModelSize):
         super().__init__()
-        self.dense = nn.Linear(size.hidden_size, size.intermediate_size)
+        self.dense = Linear(size.hidden_size, size.intermediate_size)
 
     def forward(self, states: Tensor) -> Tensor:
         return F.gelu(self.dense(states))
@@ -344,7 +345,7 @@ class Transform(nn.Module):
 
     def __init__(self, size: ModelSize):
         super().__init__()
-        self.dense = nn.Linear(size.hidden_size, size.hidden_size)
+        self.dense = Linear(size.hidden_size, size.hidden_size)
         self.LayerNorm = nn.LayerNorm(size.hidden_size, NORM_EPS)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -356,7 +357,7 @@ class Pooler(nn.Module):
 
     def __init__(self, size: ModelSize):
         super().__init__()
-        self.dense = nn.Linear(size.hidden_size, size.hidden_size)
+        self.dense = Linear(size.hidden_size, size.hidden_size)
 
 
 class TextHeads(nn.Module):
@@ -365,7 +366,7 @@ class TextHeads(nn.Module):
     def __init__(self, size: ModelSize, word_embeddings: Tensor):
         super().__init__()
         self.predictions = TextHead(size, word_embeddings)
-        self.seq_relationship = nn.Linear(size.hidden_size, 2)
+        self.seq_relationship = Linear(size.hidden_size, 2)
 
 
 class TextHead(nn.Module):
@@ -376,12 +377,12 @@ class TextHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size.vocab_size))
         self.transform = Transform(size)
         # on "meta": the tied weight replaces this one, so it is never filled
-        self.decoder = nn.Linear(size.hidden_size, size.vocab_size, bias=False, device="meta")
+        self.decoder = Linear(size.hidden_size, size.vocab_size, bias=False, device="meta")
         assert isinstance(word_embeddings, nn.Parameter)
         self.decoder.weight = word_embeddings
 
     def forward(self, states: Tensor) -> Tensor:
-        return F.linear(self.transform(states), self.decoder.weight, self.bias)
+        return linear(self.transform(states), self.decoder.weight, self.bias, self.decoder.library)
 
 
 class ImageHead(nn.Module):
@@ -390,8 +391,8 @@ class ImageHead(nn.Module):
     def __init__(self, size: ModelSize):
         super().__init__()
         self.transform = Transform(size)
-        self.linear_feat = nn.Linear(size.hidden_size, size.feature_size)
-        self.out_cluster = nn.Linear(size.feature_size, size.clusters)
+        self.linear_feat = Linear(size.hidden_size, size.feature_size)
+        self.out_cluster = Linear(size.feature_size, size.clusters)
 
     def forward(self, states: Tensor) -> Tensor:
         return self.out_cluster(self.linear_feat(self.transform(states))).float()

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from generations.errors import ProcessLostError, UserError
+from generations.runtime.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ def start(
     torch.backends.cudnn.benchmark = False
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if distribute else 1
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     autocast_dtype = None
     if half and chosen.type == "cuda":
         autocast_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -89,6 +89,7 @@ def train(
     save: Callable[[TrainingState, bool], None],
     test: Callable[[int], None],
     watch: Watch | None = None,
+    after_iteration: Callable[[], None] = lambda: None,
 ) -> None:
     """Train from `state.iteration` + 1 to the last iteration.
 
@@ -103,6 +104,7 @@ def train(
         save: writes a checkpoint; with True it must be on the disk on return.
         test: evaluates at an iteration.
         watch: is told where the loop is, and asked whether to stop.
+        after_iteration: called once an iteration's update is done.
 
     Raises:
         UserError: too many gradients in a row that are not finite; the state is saved before.
@@ -145,6 +147,7 @@ def train(
             if guard.skipped:
                 count = float(guard.skipped)
                 figures["skipped_updates"] = torch.tensor(count, device=runtime.device)
+        after_iteration()
         means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
         for trouble in troubles(means):
             logger.warning("iteration %d: %s; the state is saved", iteration, trouble)

@@ -36,6 +36,7 @@ from generations.training.optim import (
     build_scheduler,
     fill_absent_gradients,
 )
+from generations.training.profiling import StepProfiler
 from generations.vocabulary import MASK
 
 SIZE = ModelSize(16, 2, 24, 1, 1, 2, 1100, 0.1, grid_size=3, feature_size=10, clusters=7)
@@ -377,3 +378,25 @@ def test_a_folder_has_one_writer(tmp_path):
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
         assert f"is in use: process {os.getpid()} on" in refused.stderr
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_profile_of_some_iterations_is_written_and_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiler = StepProfiler(tmp_path, 2, torch.device("cpu"))
+    with caplog.at_level("INFO"):
+        for _ in range(8):
+            torch.ones(4, 4) @ torch.ones(4, 4)
+            profiler()
+    (trace,) = (tmp_path / "profile").iterdir()
+    assert "aten::mm" in trace.read_text()
+    assert "2 iterations profiled" in caplog.text
+    assert "aten::mm" in caplog.text
+
+
+def test_no_profile_unless_asked_for(tmp_path: Path) -> None:
+    profiler = StepProfiler(tmp_path, 0, torch.device("cpu"))
+    for _ in range(8):
+        profiler()
+    profiler.close()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,247 @@
+"""Time and memory of everything that takes long, beside the original's amount of work.
+
+    python benchmarks/run.py [--out FILE.json] [--size full|mini] [--only NAME,NAME]
+
+`naive` does what the original did (benchmarks/naive.py), over the same weights. Each row is
+measured in a process of its own, on both cores: first the results of both sides are compared, then
+rounds of the two alternate, and the medians count. docs/performance.md explains the rows. Linux
+only; the full size needs 16 GB and about 15 minutes.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+NAMES = (
+    "caption_greedy",
+    "caption_greedy_natural",
+    "image_sampling",
+    "xe_i2t_step",
+    "xe_t2i_step",
+    "rl_i2t_step",
+    "rl_i2t_step_recompute",
+    "rl_t2i_step",
+    "rl_t2i_step_recompute",
+    "image_generator_forward",
+    "cider_d_reward",
+    "fid_trace",
+    "data_loading",
+)
+COUNTED_AFTER = 1.0  # seconds; a side that takes less runs more often
+WIDE = 4096  # of the square matrices whose product shows what the machine can do
+
+
+def main() -> None:
+    """Measure what is asked for, and show it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", choices=("full", "mini"), default="full")
+    parser.add_argument("--only", default=",".join(NAMES), help="names with commas between them")
+    parser.add_argument("--rounds", type=int, default=3, help="of each side, at least")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--library", default="auto", help="of our linear layers: torch, onednn")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(NAMES)}")
+    if arguments.child:
+        settings = (arguments.size, arguments.rounds, arguments.threads, arguments.library)
+        row = measure(names[0], *settings)
+        sys.stdout.write("\n" + json.dumps(row))
+        return
+    rows = []
+    sys.stdout.write(HEAD)
+    for name in names:
+        if name == "data_loading" and find_spec("data_loading") is None:
+            continue
+        command = [sys.executable, __file__, "--child", "--only", name, "--size", arguments.size]
+        command += ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
+        command += ["--library", arguments.library]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        sys.stdout.write(line(rows[-1]))
+        sys.stdout.flush()
+        if arguments.out:
+            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(name: str, size: str, rounds: int, threads: int, library: str) -> dict[str, Any]:
+    """One row."""
+    torch = import_module("torch")
+    torch.set_num_threads(threads)
+    if name == "data_loading":
+        return data_loading()
+    import_module("generations.runtime.memory").keep_freed_memory()  # as the commands do
+    sides = import_module("measures").MEASURES[name](size)
+    choose_library = import_module("generations.modeling").choose_library
+
+    def prepare(side: str) -> None:
+        sides.before_each()
+        if sides.model is not None:
+            choose_library(sides.model, library if side == "ours" else "torch")
+
+    results, gflop = [], []
+    for name_of_side, side in (("ours", sides.ours), ("naive", sides.naive)):
+        prepare(name_of_side)
+        result, operations = counted(side)
+        if sides.our_update is not None:  # loss, and the gradients as they are now
+            result = (result[0], [gradient.clone() for gradient in result[1]()])
+        results.append(result)
+        gflop.append(operations / 1e9)
+    equal = sides.equal(*results)
+    del results, result
+    sides.before_timing()
+    timings = {"ours": Timing(), "naive": Timing()}
+    calls = {
+        "ours": (sides.ours, sides.our_update),
+        "naive": (sides.naive, sides.naive_update),
+    }
+    for done in range(20 * rounds):
+        if (
+            done > rounds
+            and min(sum(timing.seconds) for timing in timings.values()) > COUNTED_AFTER
+        ):
+            break
+        for side, (call, update) in calls.items():
+            prepare(side)
+            timings[side].run(call, update, keep=done > 0)
+    ours, theirs = timings["ours"], timings["naive"]
+    row = {
+        "name": name,
+        "ours_s": ours.median,
+        "naive_s": theirs.median,
+        "ratio": theirs.median / ours.median,
+        "equal": equal,
+        "peak_mb": max(ours.peaks),
+        "naive_peak_mb": max(theirs.peaks),
+        "samples_per_s": sides.samples / ours.median,
+        "rounds": len(ours.seconds),
+        "size": size,
+        "threads": threads,
+    }
+    if gflop[0]:
+        peak, best = matmul_peak(torch, "torch"), matmul_peak(torch, "auto")
+        row |= {
+            "gflop": gflop[0],
+            "naive_gflop": gflop[1],
+            "gflop_per_s": gflop[0] / ours.median,
+            "naive_gflop_per_s": gflop[1] / theirs.median,
+            "matmul_peak_gflop_per_s": peak,  # of torch's usual product
+            "best_peak_gflop_per_s": best,  # of the library that is faster here
+            "share_of_peak": gflop[0] / ours.median / peak,
+            "share_of_best_peak": gflop[0] / ours.median / best,
+            "naive_share_of_peak": gflop[1] / theirs.median / peak,
+        }
+    if sides.our_update is not None:
+        forth = statistics.median(ours.without_update)
+        row |= {
+            "update_s": statistics.median(ours.updates),
+            "naive_update_s": statistics.median(theirs.updates),
+            "ratio_without_update": statistics.median(theirs.without_update) / forth,
+            "share_of_peak_without_update": row["gflop"] / forth / row["matmul_peak_gflop_per_s"],
+        }
+    return row
+
+
+class Timing:
+    """Seconds and peak memory of one side."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self.without_update: list[float] = []
+        self.updates: list[float] = []
+        self.peaks: list[float] = []
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def run(self, call: Callable[[], Any], update: Callable[[], None] | None, keep: bool) -> None:
+        """Run once; the first round warms up, and shows the peak of memory."""
+        gc.collect()
+        if not keep:
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory counts for nobody
+            Path("/proc/self/clear_refs").write_text("5")
+        begun = time.perf_counter()
+        call()
+        between = time.perf_counter()
+        if update is not None:
+            update()
+        ended = time.perf_counter()
+        if keep:
+            self.seconds.append(ended - begun)
+            self.without_update.append(between - begun)
+            self.updates.append(ended - between)
+        else:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            peak = next(int(text.split()[1]) for text in lines if text.startswith("VmHWM"))
+            self.peaks.append(peak / 1024)
+
+
+def linear_operations(states: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Of oneDNN's product, of the shapes (M, I) and (O, I)."""
+    return 2 * states[0] * states[1] * weight[0]
+
+
+def counted(call: Callable[[], Any]) -> tuple[Any, int]:
+    """A call's result and its floating-point operations in matrix products and convolutions."""
+    product = import_module("torch").ops.mkldnn._linear_pointwise
+    counter = import_module("torch.utils.flop_counter").FlopCounterMode(
+        display=False, custom_mapping={product: linear_operations}
+    )
+    attention = import_module("torch.nn.attention")
+    # written out as two products, which the counter knows on every device
+    with attention.sdpa_kernel(attention.SDPBackend.MATH), counter:
+        result = call()
+    return result, counter.get_total_flops()
+
+
+def matmul_peak(torch: Any, library: str) -> float:
+    """GFLOP/s of the best of several large products."""
+    linear = import_module("generations.modeling.linear").linear
+    left, right = torch.rand(2, WIDE, WIDE)
+    best = float("inf")
+    for _ in range(6):
+        begun = time.perf_counter()
+        linear(left, right, None, library)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * WIDE**3 / best / 1e9
+
+
+def data_loading() -> dict[str, Any]:
+    """The row of benchmarks/data_loading.py."""
+    row = import_module("data_loading").measure()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(text.split()[1]) for text in lines if text.startswith("VmHWM"))
+    return row | {"name": "data_loading", "peak_mb": peak / 1024}
+
+
+HEAD = (
+    f"{'':26}{'ours s':>9}{'naive s':>9}{'ratio':>7}{'equal':>7}{'peak MB':>9}{'naive':>7}"
+    f"{'samples/s':>11}{'% peak':>8}{'% best':>8}\n"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as text."""
+    text = f"{row['name']:26}{row['ours_s']:9.4f}{row['naive_s']:9.4f}{row['ratio']:7.2f}"
+    text += f"{row['equal']!s:>7}{row['peak_mb']:9.0f}{row.get('naive_peak_mb', 0):7.0f}"
+    text += f"{row.get('samples_per_s', 0):11.2f}"
+    if "share_of_peak" in row:
+        text += f"{100 * row['share_of_peak']:8.0f}{100 * row['share_of_best_peak']:8.0f}"
+    return text + "\n"
+
+
+if __name__ == "__main__":
+    main()
