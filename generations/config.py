@@ -74,7 +74,7 @@ def default_config() -> CfgNode:
     cfg.img_save_dir = ""  # '': inside the run's folder
     cfg.data_dir = "data/coco"
     cfg.images_dir = ""
-    cfg.captions_file = ""
+    cfg.captions_file = ""  # Karpathy's or COCO's .json, .csv, .tsv, or a folder of COCO's
     cfg.vocab_file = ""  # '': the bundled bert-base-uncased vocabulary
     for key in DATA_FILES:
         if "." not in key:
