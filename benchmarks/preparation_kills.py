@@ -50,9 +50,9 @@ from generations.image_generator.trainer import GeneratorTrainer
 from generations.pipelines import preparation
 
 def slowly(function):
-    def call(*arguments):
+    def call(*arguments, **more):
         time.sleep(0.04)
-        return function(*arguments)
+        return function(*arguments, **more)
     return call
 
 feature_writers.PART_SIZE = 2
