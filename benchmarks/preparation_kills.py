@@ -3,7 +3,7 @@
     python benchmarks/preparation_kills.py [--kills 4] [--images 60] [--seed 0] [--folder DIR]
 
 The steps features, clusters and generator each meet SIGKILL at random moments between their start
-and their end, `--kills` of them for each step, and are then left to finish. A step that ends before
+and their end, `--kills` of them for each step, and are then left to finish. A step that is done before
 its moment begins anew from nothing, and the kill does not count. At the end the packed
 features, the codebook, the cluster ids and the generator's weights must be equal, byte for byte, to
 those of a folder that was prepared without any kill.
@@ -37,6 +37,7 @@ OUTPUTS = {
     "clusters": (*IDS, "centroids.npy"),
     "generator": ("generator.pth", "generator_training.pth"),
 }
+DONE = OUTPUTS | {"generator": ("generator.pth",)}
 
 # the entry, with small parts, and work that takes long enough to be killed in its midst
 ENTRY = """
@@ -110,14 +111,16 @@ def finish(world: Path, out: Path, step: str) -> float:
 
 
 def kill_at_random(world: Path, out: Path, step: str, within: float, rng: random.Random) -> str:
-    """Start a step and kill it after up to `within` seconds; what it left, '' if it had ended."""
+    """Start a step and kill it after up to `within` seconds; what it left, '' if it was done."""
     process = begin(world, out, step)
     try:
-        process.wait(rng.uniform(0.0, within))
+        process.wait(rng.uniform(0.3, 1.0) * within)  # before that it is importing
         return ""
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    if all((out / name).exists() for name in DONE[step]):
+        return ""
     if step == "features":
         done = sum(sum(file.read_bytes()) for file in out.glob(".*.parts/done-*"))
         return f"{done} parts and {len(list(out.glob('*.packed')))} files done"
