@@ -78,7 +78,7 @@ def default_config() -> CfgNode:
     cfg.img_save_dir = ""  # '': inside the run's folder
     cfg.data_dir = "data/coco"
     cfg.images_dir = ""
-    cfg.captions_file = ""
+    cfg.captions_file = ""  # Karpathy's or COCO's .json, .csv, .tsv, or a folder of COCO's
     cfg.vocab_file = ""  # '': the bundled bert-base-uncased vocabulary
     for key in DATA_FILES:
         if "." not in key:
@@ -165,8 +165,10 @@ def default_config() -> CfgNode:
     cfg.generator.adversarial_weight = 1.0
     cfg.generator.feature_matching_weight = 10.0
     cfg.generator.reconstruction_weight = 10.0
-    cfg.generator.perceptual = ""  # resnet50, or '': no perceptual loss
-    cfg.generator.perceptual_weights = ""  # torchvision's name, a file or random; '': IMAGENET1K_V1
+    cfg.generator.perceptual = ""  # resnet50, efficientnet-lite0, or '': no perceptual loss
+    # a file or random; resnet50: also torchvision's name, '': IMAGENET1K_V1; efficientnet-lite0:
+    # '': those of the Python package
+    cfg.generator.perceptual_weights = ""
     cfg.generator.perceptual_weight = 10.0
     cfg.generator.report_every = 1000  # steps between samples, figures and checkpoints
     # features and codebook (prepare.py)
@@ -183,7 +185,7 @@ def default_config() -> CfgNode:
     cfg.features.weights = ""
     cfg.features.image_size = 256  # side of the square that images are resized to
     cfg.features.batch_size = 64
-    cfg.features.store = "packed"  # one array file, or hdf5: the original's; see docs/data_store.md
+    cfg.features.store = "packed"  # one array file, or hdf5: the original's; see docs/data.md
     cfg.features.dtype = "float16"  # of a packed file: float16, bfloat16 or float32
     cfg.features.skip_bad = 0  # 1: leave out images that cannot be read, and count them
     cfg.clusters = CfgNode()

@@ -1,13 +1,13 @@
 """Captions, features and cluster ids, and the batches made of them."""
 
 from generations.datasets.array_pickle import read_array_pickle, write_array_pickle
+from generations.datasets.caption_files import read_captions
 from generations.datasets.captioning import CaptioningDataset, collate, draw_sample
 from generations.datasets.feature_conversion import convert_features
 from generations.datasets.feature_writers import FeatureWriter, open_feature_writer
 from generations.datasets.karpathy import (
     ImageRecord,
     painting_captions,
-    read_captions,
     read_karpathy,
     read_split,
     reference_captions,

@@ -1,15 +1,13 @@
-"""Captioned images: the Karpathy split file and COCO's `captions_*.json`.
+"""Captioned images of a Karpathy split file, and what is asked of them.
 
-A Karpathy file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences": [{"tokens":
-[...]}]}]}`; of a COCO file `images[].{id, file_name}` and `annotations[].{image_id, caption}` are
-read.
+The file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences": [{"tokens":
+[...]}]}]}`; `filepath` and `cocoid` may be absent, as they are from Flickr's.
 """
 
 import logging
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CAPTIONS = 5
 PAINTED_CAPTIONS = 30000
-_SPLITS = ("train", "restval", "val", "test")  # of an image
+IMAGE_SPLITS = ("train", "restval", "val", "test")  # of an image
 _MEMBERS = {  # what may be asked for
     "train": ("train",),
     "restval": ("restval",),
@@ -67,7 +65,7 @@ def read_karpathy(path: str | Path, skip_bad: bool = False) -> list[ImageRecord]
 
     Source: SPEC 3.
     """
-    return _karpathy_records(read_json(path, "captions"), path, skip_bad)
+    return karpathy_records(read_json(path, "captions"), path, skip_bad)
 
 
 def read_split(path: str | Path, splits: str) -> list[ImageRecord]:
@@ -93,49 +91,6 @@ def select_splits(records: Iterable[ImageRecord], splits: str) -> list[ImageReco
             raise UserError(f"split {name.strip()!r} is none of {', '.join(_MEMBERS)}")
         wanted.update(_MEMBERS[name.strip()])
     return [record for record in records if record.split in wanted]
-
-
-def read_captions(path: str | Path, seed: int = 0, skip_bad: bool = False) -> list[ImageRecord]:
-    """Read captions of either kind.
-
-    A COCO captions file says nothing of splits: if its name contains "val", its images are dealt
-    out half and half to val and test, otherwise 90 : 5 : 5 to train, val and test, by the seed.
-
-    Args:
-        path: Karpathy split file or COCO `captions_*.json`.
-        seed: of the dealing out.
-        skip_bad: as in `read_karpathy`.
-
-    Raises:
-        UserError: as `read_karpathy`.
-    """
-    content = read_json(path, "captions")
-    if not (isinstance(content, dict) and "annotations" in content):
-        return _karpathy_records(content, path, skip_bad)
-    entries = _with_annotations(content, path)
-    records = _read_all(entries, _coco_record, f"captions {path}", skip_bad)
-    shares = (
-        {"val": 1, "test": 1} if "val" in Path(path).stem else {"train": 18, "val": 1, "test": 1}
-    )
-    return deal_out(records, shares, seed)
-
-
-def deal_out(
-    records: Sequence[ImageRecord], shares: Mapping[str, int], seed: int
-) -> list[ImageRecord]:
-    """Assign splits at random.
-
-    Args:
-        records: their splits are replaced; the order stays.
-        shares: split -> weight. Sizes are rounded down, the rest goes to the first split.
-        seed: of the assignment.
-    """
-    total = sum(shares.values())
-    first, *others = shares
-    assigned = [split for split in others for _ in range(len(records) * shares[split] // total)]
-    assigned += [first] * (len(records) - len(assigned))
-    random.Random(seed).shuffle(assigned)
-    return [replace(record, split=split) for record, split in zip(records, assigned, strict=True)]
 
 
 def write_karpathy(path: str | Path, records: Iterable[ImageRecord], origin: str) -> None:
@@ -189,19 +144,30 @@ def painting_captions(
 # --- parsing -------------------------------------------------------------------------------------
 
 
-class _Problem(ValueError):
+class Problem(ValueError):
     """What is wrong with one image; `name` says which."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(f"{name}: {problem}")
 
 
-def _read_all(
+def read_all(
     entries: Sequence[Any],
     parse: Callable[[Any, int], ImageRecord],
     source: str,
     skip_bad: bool,
 ) -> list[ImageRecord]:
+    """The records of entries, whose names and ids must differ.
+
+    Args:
+        entries: one an image.
+        parse: entry and index -> record; raises `Problem`.
+        source: what they are in.
+        skip_bad: leave out those with problems, with a warning.
+
+    Raises:
+        UserError: there are problems, all in one line, or no images.
+    """
     records: list[ImageRecord] = []
     problems: list[str] = []
     seen: dict[tuple[str, str | int], str] = {}
@@ -210,8 +176,8 @@ def _read_all(
             record = parse(entry, index)
             for key in (("name", record.name), ("id", record.image_id)):
                 if key in seen:
-                    raise _Problem(record.path, f"has the {key[0]} {key[1]} of {seen[key]}")
-        except _Problem as problem:
+                    raise Problem(record.path, f"has the {key[0]} {key[1]} of {seen[key]}")
+        except Problem as problem:
             problems.append(str(problem))
             continue
         seen["name", record.name] = seen["id", record.image_id] = record.path
@@ -246,79 +212,43 @@ def report_problems(source: str, problems: Sequence[str], skip: bool, fix: str) 
     logger.warning("%s: left out %d images: %s", source, len(problems), text)
 
 
-def _karpathy_records(content: Any, path: str | Path, skip_bad: bool) -> list[ImageRecord]:
-    images = _list_of(content, "images", path)
-    return _read_all(images, _karpathy_record, f"captions {path}", skip_bad)
+def karpathy_records(content: Any, path: str | Path, skip_bad: bool) -> list[ImageRecord]:
+    """The records of what a Karpathy file holds; as `read_karpathy`."""
+    images = list_of(content, "images", path)
+    return read_all(images, _karpathy_record, f"captions {path}", skip_bad)
 
 
 def _karpathy_record(entry: Any, index: int) -> ImageRecord:
-    where = _file_of(entry, "filename", index)
-    if entry.get("split") not in _SPLITS:
-        raise _Problem(
-            str(where), f"has the split {entry.get('split')!r}, none of {', '.join(_SPLITS)}"
+    where = file_of(entry, "filename", index)
+    if entry.get("split") not in IMAGE_SPLITS:
+        raise Problem(
+            str(where), f"has the split {entry.get('split')!r}, none of {', '.join(IMAGE_SPLITS)}"
         )
     captions = tuple(_karpathy_captions(entry, str(where)))
     ids = (entry[key] for key in ("cocoid", "imgid") if key in entry)
     return ImageRecord(
-        where.stem, str(where), _image_id(where, ids, index), entry["split"], captions
+        where.stem, str(where), image_id_of(where, ids, index), entry["split"], captions
     )
 
 
 def _karpathy_captions(entry: Mapping[str, Any], name: str) -> Iterator[str]:
     sentences = entry.get("sentences")
     if not isinstance(sentences, list) or not sentences:
-        raise _Problem(name, "has no captions")
+        raise Problem(name, "has no captions")
     for number, sentence in enumerate(sentences[:MAX_CAPTIONS], 1):
         tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise _Problem(name, f"caption {number} has no tokens")
-        yield _caption(tokens, name, number)
+            raise Problem(name, f"caption {number} has no tokens")
+        yield checked_caption(tokens, name, number)
 
 
-def _with_annotations(content: Mapping[str, Any], path: str | Path) -> list[Any]:
-    """COCO's images, each with the list of its captions."""
-    captions: dict[Any, list[Any]] = {}
-    for annotation in _list_of(content, "annotations", path):
-        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int):
-            raise UserError(f"captions {path}: an annotation has no image_id: {annotation!r:.80}")
-        captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
-    return [
-        {**image, "captions": captions.get(image.get("id"), [])}
-        if isinstance(image, dict) and isinstance(image.get("id"), int)
-        else image
-        for image in _list_of(content, "images", path)
-    ]
-
-
-def _coco_record(entry: Any, index: int) -> ImageRecord:
-    where = _file_of(entry, "file_name", index)
-    if not entry.get("captions"):
-        raise _Problem(str(where), "has no captions")
-    texts = []
-    for number, caption in enumerate(entry["captions"][:MAX_CAPTIONS], 1):
-        if not isinstance(caption, str):
-            raise _Problem(str(where), f"caption {number} is no text")
-        texts.append(_caption(caption_words(caption), str(where), number))
-    image_id = _image_id(where, [entry["id"]], index)
-    return ImageRecord(where.stem, str(where), image_id, "train", tuple(texts))
-
-
-def caption_words(text: str) -> list[str]:
-    """A caption's words as the Karpathy file has them: lower case, without punctuation around them.
-
-    >>> caption_words("A dog (black), near the kids' toys.")
-    ['a', 'dog', 'black', 'near', 'the', "kids'", 'toys']
-    """
-    words = (word.strip('.,;:!?"()[]`') for word in text.lower().split())
-    return [word for word in words if word]
-
-
-def _caption(tokens: Sequence[str], name: str, number: int) -> str:
+def checked_caption(tokens: Sequence[str], name: str, number: int) -> str:
+    """A caption of these words; raises `Problem` if it is empty or no Unicode."""
     text = " ".join(tokens)
     if not text.strip():
-        raise _Problem(name, f"caption {number} is empty")
+        raise Problem(name, f"caption {number} is empty")
     if not _is_readable(text):
-        raise _Problem(name, f"caption {number} has broken characters: {text!r:.60}")
+        raise Problem(name, f"caption {number} has broken characters: {text!r:.60}")
     return f"{text}."
 
 
@@ -327,21 +257,22 @@ def _is_readable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _file_of(entry: Any, key: str, index: int) -> PurePosixPath:
+def file_of(entry: Any, key: str, index: int) -> PurePosixPath:
+    """The path of an entry's file, which must lie in the folder of images; raises `Problem`."""
     if not isinstance(entry, dict):
-        raise _Problem(f"image {index + 1}", f"is a {type(entry).__name__}, not an object")
+        raise Problem(f"image {index + 1}", f"is a {type(entry).__name__}, not an object")
     name, folder = entry.get(key), entry.get("filepath") or ""
     if not isinstance(name, str) or not name or not isinstance(folder, str):
-        raise _Problem(f"image {index + 1}", f"has no {key}")
+        raise Problem(f"image {index + 1}", f"has no {key}")
     path = PurePosixPath(folder, name)
     if not _is_readable(str(path)) or "\0" in name + folder:
-        raise _Problem(f"image {index + 1}", f"has broken characters in its {key}")
+        raise Problem(f"image {index + 1}", f"has broken characters in its {key}")
     if path.is_absolute() or ".." in path.parts or not path.stem:
-        raise _Problem(f"image {index + 1}", f"has the file {str(path)!r}, outside of the folder")
+        raise Problem(f"image {index + 1}", f"has the file {str(path)!r}, outside of the folder")
     return path
 
 
-def _image_id(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
+def image_id_of(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
     """COCO's id from the name's last 12 digits, else one of the given ids, else the index."""
     if digits := re.search(r"[0-9]{12}$", path.stem):
         return int(digits[0])
@@ -351,7 +282,8 @@ def _image_id(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
     return index
 
 
-def _list_of(content: Any, key: str, path: str | Path) -> list[Any]:
+def list_of(content: Any, key: str, path: str | Path) -> list[Any]:
+    """The list under a key; raises a UserError if there is none."""
     found = content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise UserError(

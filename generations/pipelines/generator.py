@@ -32,12 +32,12 @@ from generations.image_generator import (
     Sharing,
     TrainSettings,
     build_generator,
-    measure_reconstruction,
     train_generator,
     training_settings,
 )
 from generations.metrics.inception import state_hash
 from generations.pipelines.generator_networks import open_perceptual, reconstruction_distance
+from generations.pipelines.reconstruction import judge_reconstruction
 from generations.pipelines.sources import image_files
 from generations.runtime import Runtime, mean_over_ranks, wait_for_all
 
@@ -130,8 +130,8 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     written again. Several processes divide every batch among them.
 
     Returns:
-        facts for the manifest: steps, seconds, and the reconstruction of the val split ("l1",
-        "psnr").
+        facts for the manifest: steps, seconds, and the reconstruction of the val split
+        (`judge_reconstruction`).
 
     Raises:
         UserError: images, cluster ids, codebook or networks are missing or do not fit.
@@ -175,9 +175,11 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     facts: dict[str, float] = {"steps": settings.train_steps, "seconds": round(journal.seconds)}
     if runtime.is_main:
         if held_out is not None:
-            measured = measure_reconstruction(generator, codebook, held_out)
+            measured = judge_reconstruction(cfg, generator, codebook, held_out)
             logger.info(
-                "image generator: val L1 %.4f, PSNR %.1f dB", measured["l1"], measured["psnr"]
+                "image generator: val L1 %.4f, PSNR %.1f dB, SSIM %.3f, distance of features %.3f",
+                *(measured["l1"], measured["psnr"], measured["ssim"]),
+                measured.get("distance", float("nan")),
             )
             facts |= measured
         # the released file's keys start with "module."

@@ -13,8 +13,15 @@ from yacs.config import CfgNode
 from generations.checkpoint import read_tensors
 from generations.clip import load_clip
 from generations.errors import UserError
+from generations.features.extractors.efficientnet_lite0 import (
+    MEAN,
+    STD,
+    LiteNetwork,
+    load_lite,
+    package_weights,
+)
 from generations.image_generator import ImageGenerator, PictureData, codebook_grid
-from generations.image_generator.perceptual import resnet50_features
+from generations.image_generator.perceptual import StageFeatures, resnet50_features
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.metrics.inception import is_at_hand
 from generations.metrics.kid import kernel_distance
@@ -61,9 +68,33 @@ def _resnet50(weights: str, seed: int) -> nn.Module:
         ) from None
 
 
+def lite0_features(weights: str = "", seed: int = 0) -> StageFeatures:
+    """Five maps of EfficientNet-Lite0, one for each size they have.
+
+    Args:
+        weights: a file, or `RANDOM`; '': the installed package's.
+        seed: of random ones.
+
+    Raises:
+        UserError: the package is not installed, or weights of another network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LiteNetwork()
+    if weights != RANDOM:
+        load_lite(network, weights or package_weights())
+    blocks = network.blocks
+    stem = nn.Sequential(network.conv_stem, network.bn0, nn.ReLU6(), blocks[0])
+    parts = [nn.Sequential(*blocks[a:b]) for a, b in ((1, 3), (3, 5), (5, 11), (11, 16))]
+    return StageFeatures([stem, *parts], MEAN, STD)
+
+
 # generator.perceptual -> (generator.perceptual_weights, seed) -> pictures in [-1, 1] to maps. A
 # network joins by an entry here; `StageFeatures` makes one of its stages.
-PERCEPTUAL: dict[str, Callable[[str, int], nn.Module]] = {"resnet50": _resnet50}
+PERCEPTUAL: dict[str, Callable[[str, int], nn.Module]] = {
+    "resnet50": _resnet50,
+    "efficientnet-lite0": lite0_features,
+}
 
 
 def open_perceptual(cfg: CfgNode, device: torch.device) -> nn.Module | None:

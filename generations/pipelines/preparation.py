@@ -99,8 +99,8 @@ def check_sources(cfg: CfgNode) -> None:
         if not cfg[key]:
             raise UserError(
                 f"{key} is empty: give {what}, for example images_dir /path/to/images "
-                "captions_file /path/to/dataset.json (a Karpathy split file or COCO "
-                "captions_*.json); for the mini world run the step mini-world first"
+                "captions_file /path/to/dataset.json (a Karpathy split file, COCO "
+                "captions_*.json, .csv or .tsv); for the mini world run the step mini-world first"
             )
 
 

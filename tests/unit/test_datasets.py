@@ -23,7 +23,7 @@ from generations.datasets import (
     select_splits,
     write_karpathy,
 )
-from generations.datasets.karpathy import caption_words, deal_out
+from generations.datasets.caption_files import caption_words, deal_out
 from generations.errors import UserError
 from generations.vocabulary import CLS, MASK, PAD, SEP
 
@@ -168,13 +168,13 @@ def test_written_records_are_read_back(tmp_path_factory, texts, folder):
     assert read_karpathy(path) == records
 
 
-def coco_file(folder, name, count=100):
+def coco_file(folder, name, count=100, first=0):
     path = folder / name
     content = {
-        "images": [{"id": 1000 + i, "file_name": f"{i}.png"} for i in range(count)],
+        "images": [{"id": 1000 + i, "file_name": f"{i}.png"} for i in range(first, first + count)],
         "annotations": [
             {"image_id": 1000 + i, "caption": f"A Dog, no. {i} ({word}).\n"}
-            for i in range(count)
+            for i in range(first, first + count)
             for word in ("brown", "small")
         ],
     }
@@ -191,6 +191,40 @@ def test_reads_coco_captions(tmp_path):
     assert found != read_captions(tmp_path / "captions_train2014.json", seed=4)
     of_val = read_captions(coco_file(tmp_path, "captions_val2014.json"))
     assert [len(select_splits(of_val, split)) for split in ("val", "test")] == [50, 50]
+
+
+def test_folder_of_coco_captions_keeps_train_and_divides_val(tmp_path):
+    """As annotations_trainval2017.zip unpacks."""
+    coco_file(tmp_path, "captions_train2017.json")
+    coco_file(tmp_path, "captions_val2017.json", 20, first=100)
+    (tmp_path / "instances_val2017.json").write_text("{}")
+    found = read_captions(tmp_path)
+    train, val, test = (select_splits(found, split) for split in ("train", "val", "test"))
+    assert [len(part) for part in (train, val, test)] == [100, 10, 10]
+    assert {record.image_id for record in train} == set(range(1000, 1100))
+    assert {record.image_id for record in val + test} == set(range(1100, 1120))
+    coco_file(tmp_path, "captions_val2014.json", 20)
+    with pytest.raises(UserError, match=r"one captions_val\*\.json, but there is captions_val2014"):
+        read_captions(tmp_path)
+
+
+def test_reads_flickr30k_of_karpathy(tmp_path):
+    """Its images have no cocoid and no filepath, and ten digits at most in their names."""
+    images = [
+        {
+            **entry(f"{1000092795 + number}", split, ["two young guys", "a man"]),
+            "imgid": number,
+            "sentids": [2 * number, 2 * number + 1],
+        }
+        for number, split in enumerate(("train", "val", "test", "train"))
+    ]
+    path = tmp_path / "dataset_flickr30k.json"
+    path.write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    found = read_captions(path)
+    assert [record.image_id for record in found] == [0, 1, 2, 3]
+    assert (found[0].name, found[0].path) == ("1000092795", "1000092795.jpg")
+    assert [record.split for record in found] == ["train", "val", "test", "train"]
+    assert found[2].captions == ("two young guys.", "a man.")
 
 
 def test_coco_image_without_captions(tmp_path):

@@ -168,7 +168,7 @@ def settings(*more: str):
 def test_perceptual_network_comes_by_name_and_file(tmp_path, monkeypatch):
     device = torch.device("cpu")
     assert open_perceptual(load_config(), device) is None
-    with pytest.raises(UserError, match="'vgg' is none of resnet50"):
+    with pytest.raises(UserError, match="'vgg' is none of efficientnet-lite0, resnet50"):
         open_perceptual(load_config(overrides=["generator.perceptual", "vgg"]), device)
     with pytest.raises(UserError, match="no file and none of IMAGENET1K_V1"):
         open_perceptual(settings("generator.perceptual_weights", "V9"), device)

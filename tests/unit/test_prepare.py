@@ -307,7 +307,11 @@ def test_image_generator_is_trained_and_loads(data):
     trained = generator.to_RGB_blocks[0].conv.weight
     assert not torch.equal(trained, fresh.to_RGB_blocks[0].conv.weight)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["generator"]["steps"] == 3 and manifest["generator"]["l1"] > 0
+    facts = manifest["generator"]
+    assert facts["steps"] == 3 and facts["l1"] > 0 and facts["psnr"] > 0
+    assert -1 <= facts["ssim"] < 1 and 0 < facts["distance"] < 4
+    with Image.open(out / "reconstructions.png") as shown:
+        assert shown.size == (4 + 3 * 36, 4 + 20)  # three pairs of val, 16 x 16 each
 
 
 def test_killed_generator_training_goes_on(data, monkeypatch, caplog):

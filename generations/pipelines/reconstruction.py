@@ -1,0 +1,81 @@
+"""Figures and a picture of how images come back from their cluster ids."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+from yacs.config import CfgNode
+
+from generations.errors import UserError
+from generations.files import atomic_path
+from generations.image_generator import (
+    ImageGenerator,
+    PictureData,
+    codebook_grid,
+    measure_reconstruction,
+)
+from generations.metrics.similarity import feature_distance, structural_similarity
+from generations.pipelines.generator_networks import lite0_features
+
+logger = logging.getLogger(__name__)
+
+PICTURE = "reconstructions.png"  # in data_dir
+_SHOWN, _COLUMNS, _BATCH = 12, 4, 50
+
+
+@torch.no_grad()
+def judge_reconstruction(
+    cfg: CfgNode, generator: ImageGenerator, codebook: Tensor, pictures: PictureData
+) -> dict[str, float]:
+    """Measure all pictures and write some of them, each beside its reconstruction.
+
+    Args:
+        cfg: says where the picture goes.
+        generator: put in eval mode.
+        codebook: (K, D), on the generator's device.
+        pictures: one at least.
+
+    Returns:
+        "l1", "psnr" (dB), "ssim", and "distance" (`feature_distance` in EfficientNet-Lite0's maps)
+        where its weights are installed.
+    """
+    found = measure_reconstruction(generator, codebook, pictures)
+    try:
+        network = lite0_features("").to(codebook.device)
+    except UserError:
+        network = None  # a package that need not be there
+    similarities, distances = [], []
+    count = len(pictures.cluster_ids)
+    for start in range(0, count, _BATCH):
+        part = np.arange(start, min(start + _BATCH, count))
+        real, painted = _pair(generator, codebook, pictures, part)
+        similarities.append(structural_similarity(painted, real))
+        if network is not None:
+            distances.append(feature_distance(network, painted, real))
+        if start == 0:
+            _show(Path(cfg.data_dir) / PICTURE, real, painted)
+    found["ssim"] = float(torch.cat(similarities).mean())
+    if distances:
+        found["distance"] = float(torch.cat(distances).mean())
+    return found
+
+
+def _pair(
+    generator: ImageGenerator, codebook: Tensor, pictures: PictureData, part: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Pictures and their reconstructions, (B, 3, S, S) in [0, 1]."""
+    ids = torch.as_tensor(pictures.cluster_ids[part], device=codebook.device)
+    painted = generator(codebook_grid(codebook, ids), noise=False)
+    real = torch.as_tensor(np.asarray(pictures.images[part]), device=codebook.device)
+    return real.float() / 255, ((painted + 1) / 2).clamp(0, 1)
+
+
+def _show(path: Path, real: Tensor, painted: Tensor) -> None:
+    """Pairs side by side: the real one left of the painted one."""
+    pairs = [torch.cat(pair, 2) for pair in zip(real[:_SHOWN], painted[:_SHOWN], strict=True)]
+    with atomic_path(path) as temporary:
+        save_image(make_grid(pairs, _COLUMNS, padding=4, pad_value=1).cpu(), temporary, "png")
+    logger.info("image generator: real pictures beside painted ones in %s", path)
