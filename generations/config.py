@@ -579,7 +579,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
         "max_skipped_updates": 1,
-        "global_batch": 0, "hang_timeout": 1, "keep_last": 0, "keep_best": 0,
+        "global_batch": 0, "hang_timeout": 1, "profile_steps": 0, "keep_last": 0, "keep_best": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "clusters.max_points_per_centroid": 1,
         "generator.batch_size": 1, "generator.train_steps": 1, "generator.report_every": 1,

@@ -33,6 +33,7 @@ from generations.pipelines.painting import PaintingSettings
 from generations.reporting.gallery import encode, framed
 
 MOST_SAMPLES, MOST_STEPS, MOST_CAPTIONS = 8, 16, 8
+DROP = '<p class="faint">Drop an image.</p>'
 STYLE = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #title h1 { font-size: 26px; margin: 8px 0 0; }
@@ -187,8 +188,9 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
                 seed = ui.Number(usual.seed, precision=0, minimum=0, label="Seed")
         with ui.Column(scale=3, min_width=300):
             said = ui.HTML(
-                '<p class="faint">Type a caption.</p>', elem_classes="said", elem_id="painted"
-            )
+                '<p class="faint">Type a caption and press Paint.</p>',
+                elem_classes="said", elem_id="painted",
+            )  # fmt: skip
             some = [[example.caption] for example in demo.examples()]
             if some:
                 ui.Examples(some, [caption], label="Examples", cache_examples=False)
@@ -274,9 +276,7 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
                 )  # fmt: skip
                 seed = ui.Number(usual.seed, precision=0, minimum=0, label="Seed, of sampling")
         with ui.Column(scale=3, min_width=300):
-            said = ui.HTML(
-                '<p class="faint">Drop an image.</p>', elem_classes="said", elem_id="written"
-            )
+            said = ui.HTML(DROP, elem_classes="said", elem_id="written")
             files = [[str(item.image)] for item in demo.examples() if item.image]
             if files:
                 ui.Examples(files, [image], label="Examples", cache_examples=False)
@@ -285,7 +285,7 @@ def _captioning_tab(ui: Any, demo: Demo) -> None:
         path: str | None, how: str, wanted: float, power: float, temperature: float, number: float
     ) -> str:
         if path is None:
-            return '<p class="faint">Drop an image.</p>'
+            return DROP
         many = 1 if how == "greedy" else int(wanted)
         settings = CaptioningSettings(
             usual.text_length, usual.collapse_repeats, how, max(usual.beam_size, many), power,
@@ -312,7 +312,8 @@ def written_html(captions: Sequence[Caption], seconds: float) -> str:
     for place, item in enumerate(captions):
         cells = "".join(f"<td>{values[place]:{form}}</td>" for _, values, form in columns)
         rows.append(f"<tr><td>{escape(item.text) or '(empty)'}</td>{cells}</tr>")
-    table = f"<table><tr><th>best first</th>{head}</tr>{''.join(rows)}</table>"
+    order = "best first" if len(captions) > 1 else "caption"
+    table = f"<table><tr><th>{order}</th>{head}</tr>{''.join(rows)}</table>"
     best = escape(captions[0].text) or "(empty)"
     return (
         f'<div class="best">{best}</div><p class="faint">Written in {seconds:.1f} s.</p>'

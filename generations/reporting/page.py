@@ -16,6 +16,7 @@ from generations.reporting.curves import Curve, draw
 from generations.reporting.gallery import Gallery, data_uri, extremes, framed, section
 from generations.reporting.results import Results, Trace
 
+ROUNDING = 1e-9  # of a figure; a deviation that is not larger is none
 # figure -> (how papers call it, what it says)
 FIGURES = {
     "cider_d": ("CIDEr-D", "agreement with people's captions; 1.2 is the “120” of papers"),
@@ -216,10 +217,12 @@ def _metrics(
 
 
 def _spread(values: Mapping[str, float], name: str) -> str:
-    """A figure with its standard deviation, where there is one."""
-    deviation = values.get(f"{name}_std")
-    text = number(values.get(name, ""))
-    return text if deviation is None else f"{text} ± {number(deviation)}"
+    """A figure with its standard deviation, where there is one and it is more than rounding."""
+    deviation, value = values.get(f"{name}_std"), values.get(name, "")
+    text = number(value)
+    if deviation is None or value == "" or deviation <= ROUNDING * abs(value):
+        return text
+    return f"{text} ± {number(deviation)}"
 
 
 def _place(figure: str) -> int:

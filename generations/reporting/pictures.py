@@ -11,6 +11,8 @@ from generations.reporting.results import Painting, Writing
 
 logger = logging.getLogger(__name__)
 
+# a name that Pillow opens nothing by is an error; MPO, photographs of several, is opened as JPEG
+OPENED = [name for name in FORMATS if name != "MPO"]
 # the contact sheet, in pixels
 SIDE, GAP, MARGIN, COLUMNS = 128, 12, 28, 3
 CARD = 2 * SIDE + GAP + 96  # width of a card
@@ -24,7 +26,7 @@ def read_picture(path: Path, side: int = 0) -> Image.Image | None:
     With a side, a JPEG may come smaller than it is, but not below that: that is quicker.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path, formats=OPENED) as picture:
             if side:
                 picture.draft("RGB", (side, side))
             return picture.convert("RGB")
