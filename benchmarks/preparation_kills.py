@@ -3,8 +3,8 @@
     python benchmarks/preparation_kills.py [--kills 4] [--images 60] [--seed 0] [--folder DIR]
 
 The steps features, clusters and generator each meet SIGKILL at random moments between their start
-and their end, `--kills` of them for each step, and are then left to finish. A step that is done before
-its moment begins anew from nothing, and the kill does not count. At the end the packed
+and their end, `--kills` of them for each step, and are then left to finish. A step that is done
+before its moment begins anew from nothing, and the kill does not count. At the end the packed
 features, the codebook, the cluster ids and the generator's weights must be equal, byte for byte, to
 those of a folder that was prepared without any kill.
 """
