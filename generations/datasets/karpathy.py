@@ -6,6 +6,7 @@ read.
 """
 
 import logging
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -336,17 +337,24 @@ def _file_of(entry: Any, key: str, index: int) -> PurePosixPath:
     path = PurePosixPath(folder, name)
     if not _is_readable(str(path)) or "\0" in name + folder:
         raise _Problem(f"image {index + 1}", f"has broken characters in its {key}")
-    if path.is_absolute() or ".." in path.parts or not path.stem:
-        raise _Problem(f"image {index + 1}", f"has the file {str(path)!r}, outside of the folder")
+    if path.is_absolute() or ".." in path.parts or path.stem.strip(".") == "":
+        raise _Problem(
+            f"image {index + 1}", f"has the file {str(path)!r:.80}, outside of the folder"
+        )
+    if len(os.fsencode(path)) > 1000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise _Problem(f"image {index + 1}", f"has a {key} too long for a file: {name[:60]}...")
     return path
 
 
 def _image_id(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
-    """COCO's id from the name's last 12 digits, else one of the given ids, else the index."""
+    """COCO's id from the name's last 12 digits, else one of the given ids, else the index.
+
+    What is negative is no id: seeds are made of them.
+    """
     if digits := re.search(r"[0-9]{12}$", path.stem):
         return int(digits[0])
     for number in given:
-        if isinstance(number, int) and not isinstance(number, bool):
+        if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
             return number
     return index
 
