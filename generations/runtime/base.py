@@ -176,7 +176,8 @@ def _part(store: Any, world_size: int, told: str) -> str:
     try:
         store.set_timeout(_FAREWELL)
         if told and not store.check([_REFUSED]):
-            store.set(_REFUSED, told)
+            # of an error in a data-loading process the last line is its message
+            store.set(_REFUSED, told.strip().splitlines()[-1].removeprefix("generations.errors."))
         _leave()  # now the others notice
         refused = store.get(_REFUSED).decode() if store.check([_REFUSED]) else ""
         parted = store.add(_PARTED, 1)
