@@ -384,7 +384,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     except (ValueError, TypeError, OverflowError):
         names = {int: "a whole number", float: "a number", str: "text", list: "a list"}
         raise UserError(
-            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r}"
+            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r:.80}"
         ) from None
 
 
@@ -521,7 +521,7 @@ def _check_choices(cfg: CfgNode) -> None:
     ]
     for key, value, known in choices:
         if value not in known:
-            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+            raise UserError(f"{key}: {value!r:.80} is none of {', '.join(known)}")
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
     flags += ("eval_skip_bad",)

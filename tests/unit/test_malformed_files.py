@@ -210,10 +210,17 @@ def spelt(content: Any) -> Callable[[Path], None]:
     return write
 
 
+PAINTED = "images_test_0000002"
+
+
+def run_of(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == PAINTED else path.parent
+
+
 def run_folder(path: Path) -> None:
     """What a report gathers: captions, metrics, a manifest, painting steps; one of them is bent."""
-    folder = path.parent
-    painted = folder / "images_test_0000002"
+    folder = run_of(path)
+    painted = folder / PAINTED
     (painted / "steps").mkdir(parents=True, exist_ok=True)
     item = {"file": "img1.png", "caption": "a dog", "image_id": 1, "image_name": NAMES[1]}
     step = {"file": "steps/img1.1.png", "again": [0, 3]}
@@ -231,7 +238,7 @@ def run_folder(path: Path) -> None:
 
 
 def read_run(path: Path) -> Any:
-    folder = path.parent if path.parent.name != "images_test_0000002" else path.parent.parent
+    folder = run_of(path)
     spelt(karpathy())(folder / "split.json")
     images = RealImages(read_karpathy(folder / "split.json"), folder)
     return gather(folder, folder, images)
@@ -302,7 +309,11 @@ READERS = {
     "png": Reader(picture, lambda path: load_image(path).shape, "p.png"),
     "jpeg": Reader(picture, lambda path: load_image(path).shape, "p.jpg"),
     "gif": Reader(picture, lambda path: load_image(path).shape, "p.gif"),
-    "seal": Reader(training, lambda path: read_latest(path.with_suffix("")), SEAL),
+    "seal": Reader(
+        lambda path: training(path.with_suffix("")),
+        lambda path: read_latest(path.with_suffix("")),
+        SEAL,
+    ),
     "examples": Reader(
         spelt([{"caption": "a dog", "file": "1.png"}]),
         lambda path: read_examples(path.parent),
