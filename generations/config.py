@@ -315,6 +315,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not read; write the value out")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.YAMLError(f"{sorted(twice)[0]} stands there twice; leave one of them")
+        return super().construct_mapping(node, deep)
+
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
@@ -383,7 +390,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     except (ValueError, TypeError, OverflowError):
         names = {int: "a whole number", float: "a number", str: "text", list: "a list"}
         raise UserError(
-            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r}"
+            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r:.80}"
         ) from None
 
 
@@ -521,7 +528,7 @@ def _check_choices(cfg: CfgNode) -> None:
     ]
     for key, value, known in choices:
         if value not in known:
-            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+            raise UserError(f"{key}: {value!r:.80} is none of {', '.join(known)}")
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
     flags += ("eval_skip_bad",)

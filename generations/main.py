@@ -80,6 +80,8 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             cfg.label_smoothing_classes or None,
             bool(cfg.visual_mask_per_sample),
             sequence,
+            here.rank,
+            here.world_size,
         )
 
     def test(iteration: int) -> None:
@@ -202,10 +204,12 @@ def _state(
         logger.info("starting from %s", start.path or "random weights")
         return model, state, step
     restore(saved, state, Path(start.path))
+    # seals are no part of what all have read
+    state.best, state.tested = runtime.gather_lists([(state.best, state.tested)], here)[0]
     if state.samples < 0:  # not in checkpoints of the original
         state.samples = state.iteration * _samples_per_process(cfg, here) * here.world_size
     if cfg.restart_iteration:
-        state.iteration, state.samples, state.best = 0, 0, None
+        state.iteration, state.samples, state.best, state.tested = 0, 0, None, 0
     logger.info("resuming %s at iteration %d", start.path, state.iteration)
     return model, state, step
 

@@ -125,6 +125,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"clip.model: {path} is no open_clip model config: {', '.join(missing)} missing"
         )
+    if not isinstance(config.get("preprocess_cfg", {}), dict):
+        raise UserError(f"clip.model: {path}: preprocess_cfg must be an object")
     return config
 
 

@@ -5,6 +5,7 @@ The file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences"
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -267,17 +268,24 @@ def file_of(entry: Any, key: str, index: int) -> PurePosixPath:
     path = PurePosixPath(folder, name)
     if not _is_readable(str(path)) or "\0" in name + folder:
         raise Problem(f"image {index + 1}", f"has broken characters in its {key}")
-    if path.is_absolute() or ".." in path.parts or not path.stem:
-        raise Problem(f"image {index + 1}", f"has the file {str(path)!r}, outside of the folder")
+    if path.is_absolute() or ".." in path.parts or path.stem.strip(".") == "":
+        raise Problem(
+            f"image {index + 1}", f"has the file {str(path)!r:.80}, outside of the folder"
+        )
+    if len(os.fsencode(path)) > 1000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise Problem(f"image {index + 1}", f"has a {key} too long for a file: {name[:60]}...")
     return path
 
 
 def image_id_of(path: PurePosixPath, given: Iterable[Any], index: int) -> int:
-    """COCO's id from the name's last 12 digits, else one of the given ids, else the index."""
+    """COCO's id from the name's last 12 digits, else one of the given ids, else the index.
+
+    What is negative is no id: seeds are made of them.
+    """
     if digits := re.search(r"[0-9]{12}$", path.stem):
         return int(digits[0])
     for number in given:
-        if isinstance(number, int) and not isinstance(number, bool):
+        if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
             return number
     return index
 

@@ -68,6 +68,8 @@ class TaskContext:
         text_classes: what the smoothing of words is spread over; None: the model's vocabulary.
         mask_per_sample: each sample draws its own xe_t2i mask, instead of one for the whole batch.
         sequence: settings of stage 2.
+        rank: of this process, whose batch is the rank-th slice of the global one.
+        world_size: number of processes.
     """
 
     generator: torch.Generator
@@ -76,6 +78,8 @@ class TaskContext:
     text_classes: int | None = BERT_CLASSES
     mask_per_sample: bool = False
     sequence: SequenceSettings = SequenceSettings()
+    rank: int = 0
+    world_size: int = 1
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -93,10 +97,15 @@ def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
 def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
     """Stage 1, text -> image."""
     cells = batch.cluster_ids.shape[1]
+    share = 1.0
     if context.mask_per_sample:
-        positions = torch.zeros(len(batch), cells, dtype=torch.bool)
-        for row in positions:
+        # drawn for the global batch, so that the number of processes does not matter; for the
+        # same reason each process counts by its share of the predicted positions
+        everywhere = torch.zeros(context.world_size * len(batch), cells, dtype=torch.bool)
+        for row in everywhere:
             row[random_mask_positions(cells, context.generator)] = True
+        positions = everywhere.chunk(context.world_size)[context.rank]
+        share = context.world_size * int(positions.sum()) / int(everywhere.sum())
     else:
         positions = random_mask_positions(cells, context.generator)
     loss = xe_t2i_loss(
@@ -106,7 +115,7 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         smoothing=context.smoothing,
         dense=context.levels.painting,
     )
-    return StepOutput(loss)
+    return StepOutput(loss * share)
 
 
 def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:

@@ -167,8 +167,11 @@ def _of_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _checked(entry: Any, path: Path) -> dict[str, Any]:
-    wanted = ("name", "image_size", "grid_size", "dim")
-    if not isinstance(entry, dict) or not all(key in entry for key in wanted):
+    wanted = {"name": str, "image_size": int, "grid_size": int, "dim": int}
+    wanted |= {key: str for key in ("backbone", "layer", "weights") if key in (entry or ())}
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(key), kind) for key, kind in wanted.items()
+    ):
         raise UserError(f"{path} does not say which extractor made the features: make them again")
     return entry
 

@@ -105,7 +105,9 @@ class RealImages:
 
     def path(self, image_id: int | None = None, name: str | None = None) -> Path | None:
         """File of an image given by its id or its name; None if there is none."""
-        return self._files.get(self._ids.get(name or "", -1) if image_id is None else image_id)
+        if image_id is None and isinstance(name, str):
+            image_id = self._ids.get(name)
+        return self._files.get(image_id) if isinstance(image_id, int) else None
 
     def captions(self, image_id: int) -> tuple[str, ...]:
         """What people wrote of it."""
@@ -174,7 +176,8 @@ def _newest(paths: Iterable[Path]) -> dict[str, tuple[int | None, Path]]:
     newest: dict[str, tuple[int | None, Path]] = {}
     for path in paths:
         match = NAME.fullmatch(path.stem)
-        assert match is not None, path
+        if match is None:  # not of ours
+            continue
         iteration = int(match["iteration"]) if match["iteration"] else None
         before = newest.get(match["group"])
         if before is None or (iteration or 0) > (before[0] or 0):
@@ -187,9 +190,14 @@ def _read_figures(path: Path) -> dict[str, float]:
     figures = content.get("figures") if isinstance(content, dict) else None
     if not isinstance(figures, dict):
         raise UserError(f"metrics: {path} holds no figures; run evaluate.py again")
-    if not all(isinstance(value, (int, float)) for value in figures.values()):
-        raise UserError(f"metrics: {path} holds figures that are no numbers; run evaluate.py again")
-    return {str(name): float(value) for name, value in figures.items()}
+    try:
+        if not all(isinstance(value, (int, float)) for value in figures.values()):
+            raise ValueError
+        return {str(name): float(value) for name, value in figures.items()}
+    except (ValueError, OverflowError):  # JSON's numbers have no end
+        raise UserError(
+            f"metrics: {path} holds figures that are no numbers; run evaluate.py again"
+        ) from None
 
 
 Newest = tuple[int | None, Path]  # an iteration, and what is of it
@@ -251,7 +259,7 @@ def _item_scores(
             for name, value in item.items()
             if isinstance(value, float) and math.isfinite(value)
         }
-        for item in items
+        for item in (items if isinstance(items, list) else [])
         if isinstance(item, dict) and isinstance(item.get(key), (int, str))
     }
 

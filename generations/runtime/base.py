@@ -5,6 +5,8 @@ import gc
 import logging
 import os
 import random
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -85,7 +87,7 @@ def start(
         timeout: seconds that a process waits for the others.
 
     Raises:
-        UserError: the device does not exist here.
+        UserError: the device does not exist here; or another process ended the run with one.
         ProcessLostError: another process of the group died or does not answer.
     """
     if deterministic:
@@ -107,25 +109,27 @@ def start(
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     # the watch over a run names who hangs; what waits here is only for when there is none
     patience = timedelta(seconds=2 * timeout)
+    store, rank = None, 0
     try:
-        rank = 0
         if world_size > 1:
             store, rank, world_size = next(rendezvous("env://", timeout=patience))
             # torchrun may give a restarted group the store of the first one, with the addresses
             # of processes that are gone
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+                f"generations/{attempt}", store
+            )
             distributed.init_process_group(
-                backend,
-                timeout=patience,
-                store=distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
-                    f"generations/{attempt}", store
-                ),
-                rank=rank,
-                world_size=world_size,
+                backend, timeout=patience, store=store, rank=rank, world_size=world_size
             )
         yield Runtime(chosen, rank, world_size, autocast_dtype)
-    except RuntimeError as error:
+    except Exception as error:
         who = _lost(error)
+        told = str(error) if isinstance(error, UserError) else ""
+        _clear_frames(error)
+        elsewhere = _part(store, world_size, told) if who or told else ""
+        if elsewhere and not told:
+            raise UserError(f"another process ended the run: {elsewhere}") from None
         if not who:
             raise
         raise ProcessLostError(
@@ -134,18 +138,69 @@ def start(
             "newest checkpoint"
         ) from error
     finally:
-        if distributed.is_initialized():
-            # FSDP's objects refer to each other and to the group, whose threads must not be left
-            # to the end of the interpreter: it would abort
-            gc.collect()
-            distributed.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the process group."""
+    if distributed.is_initialized():
+        # FSDP's objects refer to each other and to the group, whose threads must not be left to
+        # the end of the interpreter: it would abort
+        gc.collect()
+        distributed.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that an error came through hold, such as a wrapped model."""
+    while error is not None and distributed.is_initialized():
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+_REFUSED, _PARTED = "refused", "parted"  # keys of the store
+_FAREWELL = timedelta(seconds=10)
+
+
+def _part(store: Any, world_size: int, told: str) -> str:
+    """Leave the group in such a way that wrong input that one process met ends all as such.
+
+    Without this the others would only know that they lost somebody, and be started again.
+
+    Args:
+        store: of the group; None: it never came together.
+        world_size: its size.
+        told: the error that this process ends with; '' if it lost others.
+
+    Returns:
+        the error of the process that met one first, or ''.
+    """
+    if store is None:
+        return ""
+    try:
+        store.set_timeout(_FAREWELL)
+        if told and not store.check([_REFUSED]):
+            # of an error in a data-loading process the last line is its message
+            store.set(_REFUSED, told.strip().splitlines()[-1].removeprefix("generations.errors."))
+        _leave()  # now the others notice
+        refused = store.get(_REFUSED).decode() if store.check([_REFUSED]) else ""
+        parted = store.add(_PARTED, 1)
+        deadline = time.monotonic() + _FAREWELL.total_seconds()
+        # one of them keeps the store
+        while refused and parted < world_size and time.monotonic() < deadline:
+            time.sleep(0.05)
+            parted = store.add(_PARTED, 0)
+        return refused
+    except RuntimeError:  # who kept the store is gone
+        return ""
 
 
 _LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed out waiting")
 
 
-def _lost(error: RuntimeError) -> str:
+def _lost(error: Exception) -> str:
     """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
+    if not isinstance(error, RuntimeError) or isinstance(error, ProcessLostError):
+        return ""
     text = str(error).lower()
     if "dataloader worker (pid" in text:
         return "a data-loading process"

@@ -74,6 +74,14 @@ class Watch:
         self._ended.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._asked is not None and error[0] is None:
+            with contextlib.suppress(RuntimeError):  # the others may have left already
+                self._asked.wait()
+        self._asked = None
+        if self._thread is not None:
+            # the end of the interpreter stops a thread in the middle of a call of the store's,
+            # and so aborts the process
+            self._thread.join(3 * _STORE_PATIENCE.total_seconds())
 
     def beat(self, iteration: int, phase: str) -> None:
         """Say where the loop is; this is also the sign of life."""

@@ -94,6 +94,7 @@ def payload_of(state: TrainingState, keep: bool = True) -> dict[str, Any]:
         "order": dict(state.order),
         "skipped": list(state.skipped),
         "best": list(state.best) if state.best else [],
+        "tested": state.tested,
     }
 
 
@@ -328,6 +329,13 @@ def restore(saved: TrainingCheckpoint, state: TrainingState, path: Path) -> None
         state.skipped = (int(total), int(in_a_row))
         score, iteration = extra.get("best") or (None, 0)
         state.best = None if score is None else (float(score), int(iteration))
+        # absent in checkpoints of the original
+        state.tested = int(extra.get("tested", state.iteration))
+        # the test of a checkpoint comes after it, and leaves its score in the seal
+        if (own := score_of(path)) is not None:
+            state.tested = state.iteration
+            if state.best is None or own > state.best[0]:
+                state.best = (own, state.iteration)
         # a checkpoint of the original does not say what joined: what has optimiser state did
         names = [name for name, _ in state.model.named_parameters()]
         with_state = {names[index] for index in saved.optimizer["state"]}

@@ -64,6 +64,7 @@ class TrainingState:
         order: what that order depends on: the seed and the number of images.
         skipped: updates skipped in all, and in a row up to now.
         best: the best score of a test, and its iteration.
+        tested: the iteration of the last test.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class TrainingState:
     order: dict[str, int] = field(default_factory=dict)
     skipped: tuple[int, int] = (0, 0)
     best: tuple[float, int] | None = None
+    tested: int = 0
 
 
 def train(
@@ -115,6 +117,10 @@ def train(
     watch = watch or Watch(runtime)
     due = test_due = False  # a checkpoint, a test
     stopping = ""
+    if _test_was_cut(state, settings):
+        watch.beat(state.iteration, "testing")
+        test(state.iteration)
+        state.tested = state.iteration
     step.train()
     for iteration in range(state.iteration + 1, settings.iterations + 1):
         watch.beat(iteration, "reading data")
@@ -170,7 +176,17 @@ def train(
             test_due = False
             watch.beat(iteration, "testing")
             test(iteration)
+            state.tested = iteration
             step.train()
+
+
+def _test_was_cut(state: TrainingState, settings: LoopSettings) -> bool:
+    """Whether the run ended after a checkpoint and before the test that was due with it."""
+    every = settings.test_every
+    if not every or state.tested >= state.iteration:
+        return False
+    last = state.iteration == settings.iterations
+    return last or state.iteration // every > state.tested // every
 
 
 def _report(guard: GradientGuard, iteration: int, task: str, save: Callable[[], None]) -> None:

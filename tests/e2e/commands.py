@@ -1,6 +1,7 @@
 """Running the project's commands as a user does."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,17 +48,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def begin(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = ()) -> Popen[bytes]:
+def begin(
+    script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = (), **variables: str
+) -> Popen[bytes]:
     """Start an entry, which writes what it says into a file."""
     command = [sys.executable, *launcher, str(ROOT / "generations" / script), *arguments]
+    variables = {**environment(), **variables}
     with log.open("ab") as file:
-        return Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+        return Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=file)
 
 
-def two_processes(port: int, *options: str) -> tuple[str, ...]:
-    """torchrun."""
-    start = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
-    return (*start, *options)
+def two_processes(*options: str) -> tuple[str, ...]:
+    """torchrun, which finds itself a free port."""
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def run(script: str, *arguments: str, **options) -> str:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import call, run
+from commands import call, run, two_processes
 from PIL import Image
 
 from generations.clip import ClipTrainSettings, save_clip, train_clip
 
 CAPTIONS = ("a red field.", "a green field.", "a blue field.")
-LAUNCHER = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29613")
+LAUNCHER = two_processes()
 COUNT = 101  # so that one process has a picture more
 
 

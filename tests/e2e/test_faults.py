@@ -13,11 +13,11 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from commands import SMALL, begin, fails, run, two_processes
+from commands import SMALL, begin, fails, free_port, run, two_processes
 from faults import children, ended, is_alive, kill, process_of_rank, wait_for
 
 from generations.checkpoint import read_tensors
-from generations.errors import LOST, STOPPED
+from generations.errors import FAILED, LOST, STOPPED
 
 STEPS = 300  # enough that a run is not over before it is hurt
 LAST = f"model_{STEPS:07d}.pth"
@@ -32,8 +32,7 @@ def models(world, tmp_path_factory) -> Path:
     """Undisturbed runs: one/ of one process and two/ of two."""
     folder = tmp_path_factory.mktemp("models")
     run("main.py", *SMALL(world, folder), *COMMON, "exp_id", "one")
-    launcher = two_processes(29641)
-    run("main.py", *SMALL(world, folder), *COMMON, "exp_id", "two", launcher=launcher)
+    run("main.py", *SMALL(world, folder), *COMMON, "exp_id", "two", launcher=two_processes())
     return folder
 
 
@@ -72,7 +71,8 @@ def test_one_process_killed_while_writing_while_reading_and_asked_to_stop(world,
     before = len(checkpoints(folder))
     process = begin(*command, log=log)
     wait_for(more_than(folder, before), "another checkpoint")
-    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: list(folder.glob(".model_*")), "the next one on its way")
+    process.send_signal(signal.SIGTERM)  # during a checkpoint write
     assert ended(process, log) == STOPPED
     said = log.read_text().splitlines()[-1]
     assert said.startswith("stopped: SIGTERM came; saved at iteration")
@@ -86,7 +86,7 @@ def test_two_processes_killed_stopped_and_left_without_launcher(world, models, t
     folder, log = tmp_path / "x", tmp_path / "log"
     command = ("main.py", *SMALL(world, tmp_path), *COMMON, "exp_id", "x", "hang_timeout", "8")
 
-    launcher = begin(*command, log=log, launcher=two_processes(29642, "--max-restarts=2"))
+    launcher = begin(*command, log=log, launcher=two_processes("--max-restarts=2"))
     wait_for(more_than(folder, 0), "a checkpoint")
     kill(process_of_rank(launcher.pid, 1))  # torchrun starts both again
     wait_for(lambda: log.read_text().count("resuming") == 1, "a restart")
@@ -109,7 +109,7 @@ def test_two_processes_killed_stopped_and_left_without_launcher(world, models, t
     launcher.wait()
     wait_for(lambda: not any(map(is_alive, workers)), "the end of what it left behind")
 
-    run(*command, launcher=two_processes(29643))
+    run(*command, launcher=two_processes())
     assert_same(folder, models / "two")
 
 
@@ -194,6 +194,16 @@ def test_damaged_features_are_named(spoilt, tmp_path):
     name = spoil(spoilt, float("nan"))
     said = fails(*command, "num_workers", "1")
     assert "maskrcnn_train_grid8.h5" in said and f"{name} hold NaN" in said
+
+    # two, started as SLURM does it: both say it is wrong input, so that nobody starts them again
+    log = tmp_path / "log"
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    both = [begin(*command, log=log, **where, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    assert [ended(process, log) for process in both] == [FAILED, FAILED], log.read_text()
+    said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and all(name in line for line in said)
+    assert sum("another process ended the run" in line for line in said) == 1
+
     path = spoilt / "maskrcnn_train_grid8.h5"
     os.truncate(path, path.stat().st_size // 2)
     said = fails(*command)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, SMALL, fails, run
+from commands import ROOT, SMALL, fails, free_port, run, two_processes
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -127,9 +127,9 @@ def test_launch_scripts_run_both_stages_on_two_processes(world, tmp_path):
     small = SMALL(world, tmp_path)[2:]  # the scripts name the config
     steps = ("test_interval", "0", "scheduler.max_steps", "3", "scheduler.warmup_steps", "0")
 
-    def script(name: str, stage: str, port: int, *positional: str) -> None:
+    def script(name: str, stage: str, *positional: str) -> None:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        variables = {"NUM_GPUS": "2", "MASTER_PORT": str(port), "PATH": path}
+        variables = {"NUM_GPUS": "2", "MASTER_PORT": str(free_port()), "PATH": path}
         done = subprocess.run(
             [
                 "bash",
@@ -145,12 +145,12 @@ def test_launch_scripts_run_both_stages_on_two_processes(world, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
-    script("train_stage1.sh", "stage1", 29621, "one")
+    script("train_stage1.sh", "stage1", "one")
     checkpoint = tmp_path / "one" / "model_0000003.pth"
-    script("train_stage2.sh", "stage2", 29622, "two", str(checkpoint))
+    script("train_stage2.sh", "stage2", "two", str(checkpoint))
     assert (tmp_path / "two" / "model_0000003.pth").exists()
-    script("infer.sh", "stage2", 29623, "two")
-    script("evaluate.sh", "stage2", 29624, "two")
+    script("infer.sh", "stage2", "two")
+    script("evaluate.sh", "stage2", "two")
     assert list((tmp_path / "two").glob("metrics_captions_test_*.json"))
 
 
@@ -210,12 +210,12 @@ def test_the_metrics_benchmark_runs_and_its_figures_agree():
 
 
 def test_two_processes_train_one_model(world, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611")
     common = (*SMALL(world, tmp_path), "exp_id", "c", "scheduler.max_steps", "4")
-    run("main.py", *common, "test_interval", "4", "test_num", "3", launcher=launcher)
+    run("main.py", *common, "test_interval", "4", "test_num", "3", launcher=two_processes())
     assert (tmp_path / "c" / "model_0000004.pth").exists()
     # the original's launcher, which passes --local-rank
-    launcher = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port=29612")
+    launcher = ("-m", "torch.distributed.launch", "--nproc_per_node=2")
+    launcher += (f"--master_port={free_port()}",)
     run("main.py", *common, "test_interval", "0", "scheduler.max_steps", "5", launcher=launcher)
 
 

@@ -100,6 +100,37 @@ def test_masks_reach_both_ends_of_their_range():
 
 
 @pytest.mark.parametrize("task", ["xe_i2t", "xe_t2i"])
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_mean_over_processes_is_that_of_the_global_batch(model, batch, task, each, processes):
+    """Losses and gradients, also where each process predicts another number of positions."""
+
+    def gradient_of(part: Batch, rank: int, processes: int):
+        context = TaskContext(
+            torch.Generator().manual_seed(3),
+            FeatureLevels(),
+            mask_per_sample=each,
+            rank=rank,
+            world_size=processes,
+        )
+        model.zero_grad()
+        loss = TASKS[task](model, part, context).loss
+        loss.backward()
+        return loss.item(), model.encoder.layer[0].intermediate.dense.weight.grad.clone()
+
+    loss, gradient = gradient_of(batch, 0, 1)
+    size = len(batch) // processes
+    parts = []
+    for rank in range(processes):
+        own = slice(rank * size, (rank + 1) * size)
+        cut = {name: value[own] for name, value in vars(batch).items()}
+        parts.append(gradient_of(Batch(**cut), rank, processes))
+    assert loss == pytest.approx(sum(part[0] for part in parts) / processes, rel=1e-6)
+    mean = torch.stack([part[1] for part in parts]).mean(0)
+    torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", ["xe_i2t", "xe_t2i"])
 def test_a_task_is_a_function_of_its_generator(model, batch, task):
     def loss(seed, **options):
         generator = torch.Generator().manual_seed(seed)

@@ -70,6 +70,7 @@ def run(
     last: int,
     form: str = "pth",
     batches=make_batch,
+    runtime=CPU,
     **settings,
 ) -> Path:
     loop = LoopSettings(["xe_i2t", "xe_t2i"], last, checkpoint_every=100, test_every=0, **settings)
@@ -81,7 +82,7 @@ def run(
         (batches(number) for number in count(state.iteration)),
         lambda source: TaskContext(source, FeatureLevels()),
         loop,
-        CPU,
+        runtime,
         monitor,
         lambda state, now: saved.append(save_checkpoint(folder, state, form)),
         lambda iteration: None,
@@ -267,6 +268,58 @@ def test_what_a_run_knows_comes_back(tmp_path):
     assert (back.iteration, back.samples, back.skipped, back.best) == (4, 128, (3, 1), (0.75, 2))
 
 
+def test_the_score_of_a_checkpoints_own_test_comes_back(tmp_path):
+    """A test comes after its checkpoint is written, so its score is beside it."""
+    state = make_state()
+    state.iteration, state.best, state.tested = 4, (0.25, 2), 2
+    checkpoints = Checkpoints(tmp_path, CPU)
+    checkpoints.save(state, now=True)
+    back = make_state()
+    resume(tmp_path / "model_0000004.pth", back)
+    assert (back.best, back.tested) == ((0.25, 2), 2)
+    checkpoints.score(state, 0.5)
+    checkpoints.close()
+    resume(tmp_path / "model_0000004.pth", back)
+    assert (back.best, back.tested) == ((0.5, 4), 4)
+
+
+HALF = Runtime(torch.device("cpu"), autocast_dtype=torch.float16)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_transformers"])
+def test_resuming_is_exact_with_a_loss_scale_and_skipped_updates(tmp_path, optimizer):
+    """float16: the first scales are too large, so updates are skipped and the scale falls."""
+
+    def begin() -> TrainingState:
+        state = make_state(optimizer)
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=3)
+        return state
+
+    def spoil(number: int) -> Batch:
+        batch = make_batch(number)
+        return replace(batch, features=batch.features * torch.nan) if number == 7 else batch
+
+    whole = begin()
+    run(whole, tmp_path / "whole", 12, batches=spoil, runtime=HALF)
+    state = begin()
+    for last in (1, 3, 8, 9, 12):
+        found = latest_checkpoint(tmp_path / "cut")
+        state = begin()
+        if found:
+            resume(found, state)
+        run(state, tmp_path / "cut", last, batches=spoil, runtime=HALF)
+    assert state.scaler.state_dict() == whole.scaler.state_dict()
+    assert state.scaler.get_scale() != 2.0**19
+    assert state.skipped == whole.skipped and 2 <= state.skipped[0] < 9
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[name]), name
+    for one, other in zip(
+        whole.optimizer.state.values(), state.optimizer.state.values(), strict=True
+    ):
+        assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(other[k])) for k in one)
+
+
 def test_another_seed_or_other_data_are_told(tmp_path, caplog):
     state = make_state()
     state.order = {"seed": 1, "images": 9}
@@ -316,7 +369,10 @@ def test_a_checkpoint_waits_for_the_end_of_an_accumulation(tmp_path):
     assert saved == [3, 6] and tested == [] and state.iteration == 6
     state = make_state()
     resume(checkpoint_path(tmp_path / "cut", 6), state)
-    assert train_some(state, tmp_path / "cut", loop) == ([9], [9])
+    # the test that was due with the last checkpoint comes first, as in the uncut run
+    assert train_some(state, tmp_path / "cut", loop) == ([9], [6, 9])
+    resume(save_checkpoint(tmp_path / "done", state), state)
+    assert train_some(state, tmp_path / "cut", loop) == ([], [])
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, state.model.state_dict()[name]), name
 
