@@ -1,14 +1,12 @@
 """One process, two with DDP and two with FSDP2 train the same; and each goes on from the other."""
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import SMALL, begin, environment, free_port, run, two_processes
-from faults import children, ended, kill, wait_for
+from commands import SMALL, environment, run, two_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from generations.checkpoint import read_training_checkpoint
@@ -89,37 +87,6 @@ def test_a_run_goes_on_with_other_processes(world, models, tmp_path, name, other
     found = losses(tmp_path / "moved")
     assert set(found) == set(range(41, STEPS + 1))
     assert differ(losses(models / "one"), found) < 1e-5
-
-
-def test_a_machine_that_is_gone_leaves_the_run_to_the_other(world, models, tmp_path):
-    """torchrun on two machines, of which one suffices: the other one's processes start again."""
-    port = free_port()
-    conf = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
-    elastic = (
-        *("-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"),
-        *("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test"),
-        *(f"--rdzv-conf={conf}", "--local-addr=localhost"),
-    )
-    small = (*SMALL(world, tmp_path), *COMMON, "checkpoint_time", "6", "exp_id", "elastic")
-    logs = [tmp_path / "first", tmp_path / "second"]
-    first = begin("main.py", *small, log=logs[0], launcher=elastic)
-    wait_for(lambda: is_listening(port), "the first machine")
-    second = begin("main.py", *small, log=logs[1], launcher=elastic)
-    folder = tmp_path / "elastic"
-    wait_for(lambda: list(folder.glob("model_*.pth")), "a checkpoint")
-    for pid in (second.pid, *children(second.pid)):
-        kill(pid)
-    second.wait()
-    assert ended(first, logs[0]) == 0, logs[0].read_text()[-3000:]
-    assert logs[0].read_text().count("resuming") == 1
-    state = read_training_checkpoint(folder / "model_0000050.pth")
-    assert state.extra["samples"] == STEPS * BATCH
-    assert differ(losses(models / "one"), losses(folder)) < 1e-5
-
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("localhost", port)) == 0
 
 
 SHARDS = """
