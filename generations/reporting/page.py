@@ -218,9 +218,9 @@ def _metrics(
 
 def _spread(values: Mapping[str, float], name: str) -> str:
     """A figure with its standard deviation, where there is one and it is more than rounding."""
-    deviation, value = values.get(f"{name}_std"), values.get(name, "")
-    text = number(value)
-    if deviation is None or value == "" or deviation <= ROUNDING * abs(value):
+    deviation, value = values.get(f"{name}_std"), values.get(name)
+    text = number("" if value is None else value)
+    if deviation is None or value is None or deviation <= ROUNDING * abs(value):
         return text
     return f"{text} ± {number(deviation)}"
 
