@@ -1,7 +1,6 @@
 """Preparation by several processes, killed and begun again."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from generations.checkpoint import read_tensors
 from generations.datasets import open_feature_store
 from generations.datasets.mini_world import write_vocabulary, write_world
 
-from .commands import ROOT, SMALL, fails
+from .commands import ROOT, SMALL, call
+from .faults import children, kill
 
 # the entry, with small parts and an extractor that takes its time
 SLOW = """
@@ -80,7 +80,9 @@ def kill_when(process: subprocess.Popen, reached) -> None:
     while not reached():
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # a launcher's processes are in groups of their own
+    for pid in (process.pid, *children(process.pid)):
+        kill(pid)
     process.communicate()
 
 
@@ -125,5 +127,6 @@ def test_killed_generator_training_ends_as_the_undisturbed_one(world):
     for name, value in whole.items():
         assert (value == killed[name]).all(), name
         assert (value - shared[name]).abs().max() < 0.05, name
-    refused = fails("prepare.py", "clusters", *SMALL(world), launcher=TWO[:3])
-    assert "the step clusters runs in one process" in refused
+    refused = call("prepare.py", "clusters", *SMALL(world), launcher=TWO)
+    assert refused.returncode != 0
+    assert "error: the step clusters runs in one process" in refused.stderr
