@@ -199,7 +199,7 @@ def test_the_memory_benchmark_runs():
 
 
 def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
-    names = ["caption_greedy", "xe_t2i_step", "cider_d_reward", "fid_trace"]
+    names = ["xe_t2i_step", "cider_d_reward"]
     script = str(ROOT / "benchmarks" / "run.py")
     done = subprocess.run(
         [
