@@ -56,9 +56,7 @@ def default_config() -> CfgNode:
     cfg.max_skipped_updates = 20  # in a row, for gradients that are not finite; then stop
     cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
     cfg.deterministic = 0  # 1: only algorithms that give the same numbers in every run
-    cfg.cpu_linear = (
-        "auto"  # library of linear layers on a CPU: torch, onednn; auto: the faster one
-    )
+    cfg.cpu_linear = "auto"  # library of linear layers on a CPU: torch, onednn, or the faster one
     cfg.parallel = "ddp"  # of several processes; fsdp shards gradients and moments (FSDP2)
     cfg.global_batch = 0  # samples of all processes in an iteration; 0: samples_per_gpu each
     cfg.hang_timeout = 1800.0  # seconds without progress after which a process ends the run

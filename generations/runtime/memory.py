@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, for the next step to use.
 
     Else each large array is handed back to the system and asked for anew, page by page: a fifth to
-    a half of the time of a training step on a CPU. The peak stays what it was, as each step needs
-    the same again.
+    a half of the time of a training step on a CPU. The peak hardly grows, as each step needs the
+    same again.
 
     Returns:
         whether the C library can do that (glibc).

@@ -50,6 +50,6 @@ class StepProfiler:
         running.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
         tensorboard_trace_handler(str(self._folder))(running)
-        order = f"self_{self._device.type if self._device.type == 'cuda' else 'cpu'}_time_total"
+        order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
         table = running.key_averages().table(sort_by=order, row_limit=_ROWS)
         logger.info("%d iterations profiled (%s):\n%s", self._done - _WARM_UP, self._folder, table)
