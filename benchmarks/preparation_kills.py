@@ -2,9 +2,9 @@
 
     python benchmarks/preparation_kills.py [--kills 4] [--images 60] [--seed 0] [--folder DIR]
 
-The steps features, clusters and generator each meet SIGKILL at random moments between their start
-and their end, `--kills` of them for each step, and are then left to finish. A step that is done
-before its moment begins anew from nothing, and the kill does not count. At the end the packed
+The steps features, clusters and generator each meet SIGKILL at random moments of their work (not
+while they import), `--kills` of them for each step, and are then left to finish. A step that is
+done before its moment begins anew from nothing, and the kill does not count. At the end the packed
 features, the codebook, the cluster ids and the generator's weights must be equal, byte for byte, to
 those of a folder that was prepared without any kill.
 """
@@ -52,6 +52,8 @@ from generations.pipelines import preparation
 
 def slowly(function):
     def call(*arguments, **more):
+        if sys.argv[1] != "captions":
+            open(sys.argv[sys.argv.index("data_dir") + 1] + ".working", "a").close()
         time.sleep(0.04)
         return function(*arguments, **more)
     return call
@@ -103,18 +105,32 @@ def begin(world: Path, out: Path, step: str) -> subprocess.Popen[bytes]:
 
 
 def finish(world: Path, out: Path, step: str) -> float:
-    """Do a step to its end; the seconds it took."""
-    start = time.perf_counter()
-    if begin(world, out, step).wait(PATIENCE):
+    """Do a step to its end; the seconds that its work took."""
+    process = begin(world, out, step)
+    start = wait_for_work(process, out)
+    if process.wait(PATIENCE):
         raise SystemExit(f"the step {step} failed: {out}.log")
     return time.perf_counter() - start
+
+
+def wait_for_work(process: subprocess.Popen[bytes], out: Path) -> float:
+    """Wait until a step has imported what it needs and works, or is over; the moment."""
+    mark = Path(f"{out}.working")
+    deadline = time.perf_counter() + PATIENCE
+    while process.poll() is None and not mark.exists():
+        if time.perf_counter() > deadline:
+            raise SystemExit(f"nothing happens: {out}.log")
+        time.sleep(0.002)
+    mark.unlink(missing_ok=True)
+    return time.perf_counter()
 
 
 def kill_at_random(world: Path, out: Path, step: str, within: float, rng: random.Random) -> str:
     """Start a step and kill it after up to `within` seconds; what it left, '' if it was done."""
     process = begin(world, out, step)
+    wait_for_work(process, out)
     try:
-        process.wait(rng.uniform(0.3, 1.0) * within)  # before that it is importing
+        process.wait(rng.uniform(0, 1) * within)
         return ""
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)

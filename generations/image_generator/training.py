@@ -155,7 +155,11 @@ def train_generator(
 
 @torch.no_grad()
 def measure_reconstruction(
-    generator: ImageGenerator, codebook: Tensor, data: PictureData, batch_size: int = 50
+    generator: ImageGenerator,
+    codebook: Tensor,
+    data: PictureData,
+    batch_size: int = 50,
+    see: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """How well pictures come back from their cluster ids.
 
@@ -164,6 +168,7 @@ def measure_reconstruction(
         codebook: (K, D), on the generator's device.
         data: the pictures.
         batch_size: pictures at a time.
+        see: is shown the painted and the real pictures of each batch, (B, 3, S, S) in [-1, 1].
 
     Returns:
         "l1", the mean absolute difference of pixels in [0, 1], and "psnr" in dB.
@@ -178,6 +183,8 @@ def measure_reconstruction(
         difference = (painted - images).double() / 2  # of pixels in [0, 1]
         absolute += float(difference.abs().mean((1, 2, 3)).sum())
         squared += float(difference.square().mean((1, 2, 3)).sum())
+        if see is not None:
+            see(painted, images)
     return {"l1": absolute / count, "psnr": -10 * math.log10(max(squared / count, 1e-10))}
 
 

@@ -167,10 +167,12 @@ def _of_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _checked(entry: Any, path: Path) -> dict[str, Any]:
-    wanted = {"name": str, "image_size": int, "grid_size": int, "dim": int}
-    wanted |= {key: str for key in ("backbone", "layer", "weights") if key in (entry or ())}
+    # image_size is null where pictures come as large as they are
+    wanted = {"name": str, "image_size": int | None, "grid_size": int, "dim": int}
+    optional = {"backbone": str, "layer": str, "weights": str}
     if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(key), kind) for key, kind in wanted.items()
+        (key in entry or key in optional) and isinstance(entry.get(key, ""), kind)
+        for key, kind in (wanted | optional).items()
     ):
         raise UserError(f"{path} does not say which extractor made the features: make them again")
     return entry

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -14,7 +13,6 @@ from generations.files import atomic_path
 from generations.image_generator import (
     ImageGenerator,
     PictureData,
-    codebook_grid,
     measure_reconstruction,
 )
 from generations.metrics.similarity import feature_distance, structural_similarity
@@ -23,7 +21,7 @@ from generations.pipelines.generator_networks import lite0_features
 logger = logging.getLogger(__name__)
 
 PICTURE = "reconstructions.png"  # in data_dir
-_SHOWN, _COLUMNS, _BATCH = 12, 4, 50
+_SHOWN, _COLUMNS = 12, 4
 
 
 @torch.no_grad()
@@ -42,35 +40,26 @@ def judge_reconstruction(
         "l1", "psnr" (dB), "ssim", and "distance" (`feature_distance` in EfficientNet-Lite0's maps)
         where its weights are installed.
     """
-    found = measure_reconstruction(generator, codebook, pictures)
     try:
         network = lite0_features("").to(codebook.device)
-    except UserError:
-        network = None  # a package that need not be there
+    except UserError as error:  # a package that need not be there
+        logger.info("no distance of features: %s", error)
+        network = None
     similarities, distances = [], []
-    count = len(pictures.cluster_ids)
-    for start in range(0, count, _BATCH):
-        part = np.arange(start, min(start + _BATCH, count))
-        real, painted = _pair(generator, codebook, pictures, part)
+
+    def see(painted: Tensor, real: Tensor) -> None:
+        painted, real = (((pixels + 1) / 2).clamp(0, 1) for pixels in (painted, real))
+        if not similarities:
+            _show(Path(cfg.data_dir) / PICTURE, real, painted)
         similarities.append(structural_similarity(painted, real))
         if network is not None:
             distances.append(feature_distance(network, painted, real))
-        if start == 0:
-            _show(Path(cfg.data_dir) / PICTURE, real, painted)
+
+    found = measure_reconstruction(generator, codebook, pictures, see=see)
     found["ssim"] = float(torch.cat(similarities).mean())
     if distances:
         found["distance"] = float(torch.cat(distances).mean())
     return found
-
-
-def _pair(
-    generator: ImageGenerator, codebook: Tensor, pictures: PictureData, part: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Pictures and their reconstructions, (B, 3, S, S) in [0, 1]."""
-    ids = torch.as_tensor(pictures.cluster_ids[part], device=codebook.device)
-    painted = generator(codebook_grid(codebook, ids), noise=False)
-    real = torch.as_tensor(np.asarray(pictures.images[part]), device=codebook.device)
-    return real.float() / 255, ((painted + 1) / 2).clamp(0, 1)
 
 
 def _show(path: Path, real: Tensor, painted: Tensor) -> None:

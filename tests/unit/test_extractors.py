@@ -18,7 +18,7 @@ from generations.config import load_config
 from generations.datasets import open_feature_store
 from generations.errors import UserError
 from generations.features import ExtractorSettings, build_extractor, load_images
-from generations.features.extractors import efficientnet_lite0
+from generations.features.extractors import efficientnet_lite0, registry
 from generations.features.extractors.base import IMAGENET_MEAN, IMAGENET_STD, pool_cells, seeded
 from generations.features.extractors.efficientnet_lite0 import (
     PACKAGE,
@@ -400,3 +400,34 @@ def test_pictures_as_large_as_they_are(tmp_path, workers):
     assert isinstance(found.pop(2), UserError)
     assert [picture.shape for picture in found] == [(3, 5, 3), (9, 7, 3), (4, 4, 3)]
     assert [picture[0, 0].tolist() for picture in found] == [[0, 2, 3], [1, 2, 3], [3, 2, 3]]
+
+
+class MeanColour:
+    """An extractor that takes pictures as large as they are, as `butd` does."""
+
+    def __init__(self, settings: ExtractorSettings, device: torch.device):
+        self.name, self.grid_size, self.dim = settings.name, settings.grid_size, 3
+        self.image_size, self.weights_sha256 = None, ""
+
+    def __call__(self, images) -> np.ndarray:
+        means = np.stack([image.mean((0, 1)) for image in images]).astype(np.float32)
+        return np.tile(means[:, None, None], (1, self.grid_size, self.grid_size, 1))
+
+
+def test_an_extractor_of_pictures_as_large_as_they_are_is_remembered(data, monkeypatch):
+    monkeypatch.setitem(registry._BUILDERS, "mean", MeanColour)
+    prepared(data, "features.extractor", "mean", "grid_feat_dim", "3")
+    cfg = load_config(overrides=overrides(data, "grid_feat_dim", "3"))
+    run = data / "models" / "a"
+    run.mkdir(parents=True)
+    remember_extractor(cfg, run, resumed=False)
+    assert remembered_extractor(cfg, run, CPU).image_size is None
+
+
+@pytest.mark.parametrize(
+    "entry", [5, [], {"name": 3}, {"name": "patches", "grid_size": 2, "dim": 3}]
+)
+def test_a_run_that_does_not_say_its_extractor_is_refused(data, entry):
+    (data / "extractor.json").write_text(json.dumps(entry))
+    with pytest.raises(UserError, match="does not say which extractor"):
+        remembered_extractor(load_config(overrides=overrides(data)), data, CPU)
