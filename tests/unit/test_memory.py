@@ -8,7 +8,8 @@ import pytest
 
 from generations.runtime.memory import keep_freed_memory
 
-# page faults of the second of two steps that make and free the same large array
+# page faults of the last 10 of 40 steps that make and free the same large array; how soon freed
+# memory is used again depends on where the C library put it
 STEPS = """
 import resource, sys
 import torch
@@ -16,11 +17,11 @@ from generations.runtime.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = []
+for _ in range(40):
     torch.ones(2**24)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-sys.stdout.write(str(faults))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+sys.stdout.write(str(faults[-1] - faults[-11]))
 """
 
 
@@ -32,6 +33,6 @@ def faults(what: str) -> int:
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library cannot keep freed memory")
-def test_a_second_step_takes_the_memory_of_the_first():
+def test_later_steps_take_the_memory_of_earlier_ones():
     # 64 MB are 16,384 pages, or 32 huge ones
-    assert faults("give back") > 3 * faults("keep") + 16
+    assert faults("give back") > 10 * faults("keep")
