@@ -69,7 +69,9 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     settings = _loop_settings(cfg)
     loader = _loader(cfg, dataset, here, state)
     monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time)
-    validation = Validation(cfg, model, here, monitor) if cfg.test_interval else None
+    validation = None
+    if cfg.test_interval:
+        validation = Validation(cfg, model, here, monitor, lambda: watch.heard)
     levels = assembly.feature_levels(cfg)
 
     def make_context(generator: torch.Generator) -> TaskContext:
@@ -157,6 +159,7 @@ def _loader(
         num_workers=cfg.num_workers,
         pin_memory=here.device.type == "cuda",
         persistent_workers=cfg.num_workers > 0,
+        worker_init_fn=runtime.ignore_stop_signals,
     )
 
 

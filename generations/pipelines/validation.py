@@ -1,6 +1,8 @@
 """The test during training: caption and paint the val split, for the curves."""
 
 import logging
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from generations.datasets import clean_caption, read_split, reference_captions
+from generations.errors import StopRequested
 from generations.metrics.captions import score_captions
 from generations.modeling import UnifiedTransformer
 from generations.pipelines import assembly
@@ -26,15 +29,30 @@ class Validation:
     """Called with an iteration: scores captions of the val split and shows some of both directions.
 
     The val split and not the test split, which is for the final figures.
+
+    Args:
+        cfg: of the run.
+        model: whose state is tested.
+        runtime: of this process.
+        monitor: takes what is found.
+        heard: the signal by which this process was asked to stop, or ''.
     """
 
-    def __init__(self, cfg: CfgNode, model: UnifiedTransformer, runtime: Runtime, monitor: Monitor):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: UnifiedTransformer,
+        runtime: Runtime,
+        monitor: Monitor,
+        heard: Callable[[], str] = str,
+    ):
         records = read_split(cfg.dataset_coco, "val")
         self._records = records[: cfg.test_num] if cfg.test_num >= 0 else records
         self._cfg = cfg
         self._model = model
         self._runtime = runtime
         self._monitor = monitor
+        self._heard = heard
         self._tokenizer = assembly.open_tokenizer(cfg)
         self._generator: nn.Module | None = None
         if runtime.is_main and Path(cfg.pretrained_generator).exists():
@@ -45,19 +63,30 @@ class Validation:
 
         Returns:
             CIDEr-D, the same on all processes; None if there is nothing to test on.
+
+        Raises:
+            StopRequested: a process was asked to stop before all captions were written; raised on
+                all of them.
         """
         if not self._records:
             return None
         self._model.eval()
         mine = self._records[self._runtime.rank :: self._runtime.world_size]
+        batches = assembly.captioning_batches(self._cfg, mine)
         written = write_captions(
             self._model,
             self._tokenizer,
-            assembly.captioning_batches(self._cfg, mine),
+            takewhile(lambda _: not self._heard(), batches),
             CaptioningSettings(self._cfg.text_length, bool(self._cfg.collapse_repeats)),
             self._runtime,
             total=len(mine),
         )
+        signals = [name for name in gather_lists([self._heard()], self._runtime) if name]
+        if signals and len(written) < len(self._records):
+            raise StopRequested(
+                f"{signals[0]} came during the test of iteration {iteration}, which is saved; the "
+                "same command makes the test and goes on"
+            )
         found: list[float] = []
         if self._runtime.is_main:
             hypotheses = {entry["image_id"]: entry["caption"] for entry in written}

@@ -18,7 +18,7 @@ from generations.runtime.parallel import (
     whole_weights,
     without_sync,
 )
-from generations.runtime.watch import Watch
+from generations.runtime.watch import Watch, ignore_stop_signals
 
 __all__ = [
     "Runtime",
@@ -29,6 +29,7 @@ __all__ = [
     "distribute_moments",
     "gather_lists",
     "generator",
+    "ignore_stop_signals",
     "mean_over_ranks",
     "seed_everything",
     "start",

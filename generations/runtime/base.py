@@ -7,6 +7,7 @@ import os
 import random
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -32,12 +33,14 @@ class Runtime:
         device: the device of this process.
         rank: number of this process among `world_size`.
         autocast_dtype: bfloat16 or float16 inside `autocast`, None for full float32.
+        meeting: name of this group of processes, which no earlier one had; '' for one alone.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     autocast_dtype: torch.dtype | None = None
+    meeting: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -100,29 +103,31 @@ def start(
     if chosen.type == "cpu":
         keep_freed_memory()
     autocast_dtype = None
-    if half and chosen.type == "cuda":
-        autocast_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
+        if half:
+            # older GPUs only emulate bfloat16, slower than float32
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            autocast_dtype = torch.bfloat16 if native else torch.float16
     # gloo also beside NCCL: what processes tell each other on the CPU does not hold up a GPU
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     # the watch over a run names who hangs; what waits here is only for when there is none
     patience = timedelta(seconds=2 * timeout)
-    store, rank = None, 0
+    store, rank, meeting = None, 0, ""
     try:
         if world_size > 1:
             store, rank, world_size = next(rendezvous("env://", timeout=patience))
             # torchrun may give a restarted group the store of the first one, with the addresses
             # of processes that are gone
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            meeting = _meet(store, rank, world_size, patience)
             store = distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
-                f"generations/{attempt}", store
+                f"generations/{meeting}", store
             )
             distributed.init_process_group(
                 backend, timeout=patience, store=store, rank=rank, world_size=world_size
             )
-        yield Runtime(chosen, rank, world_size, autocast_dtype)
+        yield Runtime(chosen, rank, world_size, autocast_dtype, meeting)
     except Exception as error:
         who = _lost(error)
         told = str(error) if isinstance(error, UserError) else ""
@@ -139,6 +144,36 @@ def start(
         ) from error
     finally:
         _leave()
+
+
+def _meet(store: Any, rank: int, world_size: int, patience: timedelta) -> str:
+    """Agree on a name for this group of processes, in a store that may hold traces of earlier ones.
+
+    The count of restarts is no such name: launchers that join later count from 0. So each process
+    asks under a name of its own that only a process 0 of now can have answered.
+
+    Raises:
+        ProcessLostError: a process does not come.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"generations/asks/{rank}", own)
+        meeting = store.get(f"generations/answer/{own}").decode()
+        store.set(f"generations/came/{meeting}/{rank}", "")
+        return meeting
+    waiting = set(range(1, world_size))
+    deadline = time.monotonic() + patience.total_seconds()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"generations/asks/{other}"]):
+                asked = store.get(f"generations/asks/{other}").decode()
+                store.set(f"generations/answer/{asked}", own)
+            if store.check([f"generations/came/{own}/{other}"]):
+                waiting.remove(other)
+        if time.monotonic() > deadline:
+            raise ProcessLostError(f"process 0 waited in vain for processes {sorted(waiting)}")
+        time.sleep(0.02)
+    return own
 
 
 def _leave() -> None:
@@ -225,6 +260,11 @@ def _device(name: str, local_rank: int | None) -> torch.device:
             raise UserError(f"device {name}: this machine has no usable GPU; use device cpu")
         if device.index is None:
             device = torch.device("cuda", local_rank or 0)
+        elif local_rank is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"device {device}: several processes of this machine would share one GPU; use "
+                "device cuda, which gives each its own"
+            )
         if device.index >= torch.cuda.device_count():
             raise UserError(
                 f"device {device}: there are {torch.cuda.device_count()} GPUs here; "

@@ -51,18 +51,8 @@ class Watch:
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> "Watch":
-        owner = os.getpid()
-        heard = 0
-
         def note(number: int, frame: FrameType | None) -> None:
-            nonlocal heard
-            heard += 1
-            if os.getpid() == owner:
-                self._signal = number
-            elif heard > 1:
-                # a data-loading worker goes on while the loop needs it; it ends with the loop, or
-                # when it is told so again
-                os._exit(0)
+            self._signal = number
 
         self._before = {number: signal.signal(number, note) for number in _SIGNALS}
         self._moved = time.monotonic()
@@ -83,6 +73,11 @@ class Watch:
             # and so aborts the process
             self._thread.join(3 * _STORE_PATIENCE.total_seconds())
 
+    @property
+    def heard(self) -> str:
+        """The name of the signal that this process has heard, or ''."""
+        return signal.Signals(self._signal).name if self._signal else ""
+
     def beat(self, iteration: int, phase: str) -> None:
         """Say where the loop is; this is also the sign of life."""
         self._where = (iteration, phase)
@@ -95,7 +90,7 @@ class Watch:
         each other, and the answer comes one call later so that none has to wait for it.
         """
         if self._runtime.world_size == 1:
-            return signal.Signals(self._signal).name if self._signal else ""
+            return self.heard
         if self._asked is not None:
             self._asked.wait()
         number = int(self._reduced)
@@ -135,7 +130,10 @@ class Watch:
             iteration, phase = self._where
             # the process that keeps the store may be gone, and others will say so
             with contextlib.suppress(RuntimeError):
-                store.set(_key(self._runtime.rank), f"{time.time()}|{iteration}|{phase}")
+                store.set(self._key(self._runtime.rank), f"{time.time()}|{iteration}|{phase}")
+
+    def _key(self, rank: int) -> str:
+        return f"generations/alive/{self._runtime.meeting}/{rank}"
 
     def _give_up(self, store: Any, waited: float) -> None:
         iteration, phase = self._where
@@ -145,21 +143,26 @@ class Watch:
             "newest checkpoint when it is started again"
         ]
         for rank in range(self._runtime.world_size if store is not None else 0):
-            lines.append(_heard(store, rank))
+            lines.append(_heard(store, rank, self._key(rank)))
         sys.stderr.write("what this process was doing:\n")
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         _end("; ".join(lines))
 
 
-def _key(rank: int) -> str:
-    return f"generations/alive/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+def ignore_stop_signals(worker: int = 0) -> None:
+    """Let a data-loading process live on while the loop needs it (a DataLoader's worker_init_fn).
+
+    Launchers signal all processes; these end with the loop, or when its process is gone.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _heard(store: Any, rank: int) -> str:
+def _heard(store: Any, rank: int, key: str) -> str:
     try:
-        if not store.check([_key(rank)]):
+        if not store.check([key]):
             return f"process {rank} was never heard of"
-        then, iteration, phase = store.get(_key(rank)).decode().split("|")
+        then, iteration, phase = store.get(key).decode().split("|")
     except RuntimeError:
         return f"process {rank} cannot be asked"
     ago = time.time() - float(then)

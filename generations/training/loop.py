@@ -104,7 +104,7 @@ def train(
         batches: an endless stream that starts at the state's samples.
         make_context: builds a task's context around the iteration's generator.
         save: writes a checkpoint; with True it must be on the disk on return.
-        test: evaluates at an iteration.
+        test: evaluates at an iteration; may raise StopRequested, on all processes together.
         watch: is told where the loop is, and asked whether to stop.
         after_iteration: called once an iteration's update is done.
 
@@ -131,13 +131,15 @@ def train(
         # the same on all ranks: one visual mask for the whole global batch
         context = make_context(generator(settings.seed, iteration))
         updates = iteration % settings.accumulation == 0
-        with without_sync(step, not updates), runtime.autocast():
-            output: StepOutput = step(task, batch, context)
+        with without_sync(step, not updates):
+            with runtime.autocast():
+                output: StepOutput = step(task, batch, context)
             state.scaler.scale(output.loss / settings.accumulation).backward()
         guard.saw(batch, output.loss)
         figures = {f"loss/{task}": output.loss, **output.logs}
-        rate = state.scheduler.get_last_lr()[0]
-        figures["learning_rate"] = torch.tensor(rate, device=runtime.device)
+        rate = float(state.scheduler.get_last_lr()[0])
+        # filled there: a copy would wait for the device
+        figures["learning_rate"] = torch.full((), rate, device=runtime.device)
         state.iteration = iteration
         state.samples += len(batch) * runtime.world_size
         if updates:
@@ -175,7 +177,11 @@ def train(
         if test_due and (last or updates):
             test_due = False
             watch.beat(iteration, "testing")
-            test(iteration)
+            try:
+                test(iteration)
+            except StopRequested:
+                save(state, True)
+                raise
             state.tested = iteration
             step.train()
 
@@ -209,9 +215,9 @@ def _update(state: TrainingState, grad_clip: float, guard: GradientGuard) -> tup
     norm = clip_gradients(state.model.parameters(), grad_clip)
     updated = guard.accepts(norm)
     state.skipped = (guard.skipped, guard.in_a_row)
-    if updated or state.scaler.is_enabled():  # the scaler skips by itself, and learns from it
+    if updated:
         state.scaler.step(state.optimizer)
-        state.scaler.update()
+    state.scaler.update()  # it learns from a skipped one as well
     state.optimizer.zero_grad(set_to_none=True)
     state.scheduler.step()
     return norm, updated

@@ -5,21 +5,28 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from generations.batch import Batch
 from generations.checkpoint import read_training_checkpoint, seal_path
-from generations.errors import StopRequested, UserError
+from generations.config import load_config
+from generations.datasets import ImageRecord
+from generations.errors import ProcessLostError, StopRequested, UserError
 from generations.files import only_writer
 from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
 from generations.objectives import TaskContext, TaskStep
+from generations.pipelines import validation
 from generations.runtime import Runtime, Watch, generator, seed_everything
+from generations.runtime.base import _meet
 from generations.training.checkpoint import (
     Checkpoints,
     checkpoint_path,
@@ -28,7 +35,7 @@ from generations.training.checkpoint import (
     save_checkpoint,
 )
 from generations.training.guards import GradientGuard, PolicyWatch
-from generations.training.loop import LoopSettings, TrainingState, train
+from generations.training.loop import LoopSettings, TrainingState, _update, train
 from generations.training.monitor import Monitor
 from generations.training.optim import (
     SolverSettings,
@@ -408,6 +415,83 @@ def train_some(
             watch,
         )
     return saved, tested
+
+
+def test_a_signal_during_a_test_saves_what_is_tested(tmp_path):
+    """Also where no checkpoint is due; the test is made when the run goes on."""
+    state, saved = make_state(), []
+    loop = LoopSettings(["xe_i2t"], 9, checkpoint_every=100, test_every=2)
+
+    def test(iteration: int) -> None:
+        raise StopRequested(f"in the test of {iteration}")
+
+    def save(state: TrainingState, now: bool) -> None:
+        assert now
+        saved.append(save_checkpoint(tmp_path, state))
+
+    with pytest.raises(StopRequested, match="in the test of 2"):
+        train(
+            TaskStep(state.model), state, map(make_batch, count()),
+            lambda source: TaskContext(source, FeatureLevels()), loop, CPU,
+            Monitor(tmp_path, CPU, 1, 9, 2), save, test,
+        )  # fmt: skip
+    resume(saved[0], state := make_state())
+    assert (state.iteration, state.tested) == (2, 0)
+    assert train_some(state, tmp_path, loop)[1] == [2, 4, 6, 8, 9]
+
+
+def test_a_validation_ends_when_it_is_asked_to(monkeypatch):
+    """All processes leave it together, and nothing is scored."""
+    records = [ImageRecord(str(number), "", number, "val", ()) for number in range(6)]
+    monkeypatch.setattr(validation, "read_split", lambda *_: records)
+    monkeypatch.setattr(validation.assembly, "open_tokenizer", lambda cfg: None)
+    batches = [([number], {}) for number in range(6)]
+    monkeypatch.setattr(validation.assembly, "captioning_batches", lambda *_: iter(batches))
+    written: list[int] = []
+
+    def write(model, tokenizer, batches, *more, **options):
+        for (number,), _ in batches:
+            written.append(number)
+        return [{"image_id": number, "caption": "a"} for number in written]
+
+    monkeypatch.setattr(validation, "write_captions", write)
+    cfg = load_config(overrides=["pretrained_generator", "absent"])
+    heard = lambda: "SIGTERM" if len(written) == 2 else ""  # noqa: E731
+    test = validation.Validation(cfg, torch.nn.Linear(1, 1), CPU, None, heard)
+    with pytest.raises(StopRequested, match="SIGTERM came during the test of iteration 4"):
+        test(4)
+    assert written == [0, 1]
+
+
+def test_a_norm_beyond_all_numbers_changes_no_weights():
+    """Each gradient is finite and the norm is not: the update is skipped also with a loss scale."""
+    state = make_state()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    before = [value.clone() for value in state.model.state_dict().values()]
+    for parameter in state.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e30)
+    guard = GradientGuard(3, CPU)
+    state.scaler.scale(torch.ones(()))  # which prepares it
+    norm, updated = _update(state, 1.0, guard)
+    assert norm.isinf() and not updated and guard.skipped == 1
+    assert all(map(torch.equal, state.model.state_dict().values(), before))
+
+
+def test_processes_meet_in_a_store_that_others_have_used():
+    """torchrun keeps the store when machines come and go, and counts restarts on each by itself."""
+    store = HashStore()
+    for number in range(3):
+        store.set(f"generations/asks/{number}", "somebody who is gone")
+    names = []
+    patience = timedelta(seconds=60)
+    for _ in range(2):
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda rank: _meet(store, rank, 3, patience), (1, 2, 0)))
+        assert len(set(found)) == 1
+        names.append(found[0])
+    assert names[0] != names[1]
+    with pytest.raises(ProcessLostError, match=r"in vain for processes \[1\]"):
+        _meet(store, 0, 2, timedelta(seconds=0.1))
 
 
 def test_suspects_are_the_batches_whose_loss_is_not_finite():
