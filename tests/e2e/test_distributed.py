@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import SMALL, environment, run, two_processes
+from commands import SMALL, begin, environment, free_port, run, two_processes
+from faults import ended
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from generations.checkpoint import read_training_checkpoint
@@ -87,6 +88,26 @@ def test_a_run_goes_on_with_other_processes(world, models, tmp_path, name, other
     found = losses(tmp_path / "moved")
     assert set(found) == set(range(41, STEPS + 1))
     assert differ(losses(models / "one"), found) < 1e-5
+
+
+def test_two_machines_go_on_as_one(world, models, tmp_path):
+    """Two launchers with a process each, as on two machines."""
+    (tmp_path / "moved").mkdir()
+    shutil.copy(models / "one" / "model_0000040.pth", tmp_path / "moved")
+    where = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1")
+    port = f"--master-port={free_port()}"
+    command = ("main.py", *SMALL(world, tmp_path), *COMMON, "exp_id", "moved")
+    log = tmp_path / "log"
+    launchers = [
+        begin(
+            *command,
+            log=log,
+            launcher=("-m", "torch.distributed.run", *where, port, f"--node-rank={node}"),
+        )
+        for node in (1, 0)
+    ]
+    assert [ended(launcher, log) for launcher in launchers] == [0, 0], log.read_text()[-3000:]
+    assert differ(losses(models / "one"), losses(tmp_path / "moved")) < 1e-5
 
 
 SHARDS = """

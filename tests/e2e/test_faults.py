@@ -69,10 +69,12 @@ def test_one_process_killed_while_writing_while_reading_and_asked_to_stop(world,
     assert "lost a data-loading process" in log.read_text()
 
     before = len(checkpoints(folder))
-    process = begin(*command, log=log)
+    process = begin(*command, "num_workers", "1", log=log)
     wait_for(more_than(folder, before), "another checkpoint")
     wait_for(lambda: list(folder.glob(".model_*")), "the next one on its way")
-    process.send_signal(signal.SIGTERM)  # during a checkpoint write
+    # during a checkpoint write, and to data-loading processes as well, as launchers do it
+    for pid in (*children(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
     assert ended(process, log) == STOPPED
     said = log.read_text().splitlines()[-1]
     assert said.startswith("stopped: SIGTERM came; saved at iteration")

@@ -456,7 +456,8 @@ def test_malformed_files_end_in_our_error_or_are_read(tmp_path, kind):
             reader.read(path)
         except UserError as error:
             message = str(error)
-            assert path.stem.split("_")[0] in message, message
+            # a seal that is damaged speaks for its checkpoint
+            assert (path.stem if kind == "seal" else path.name) in message, message
             assert "\n" not in message and len(message) < 2000, message
             refused += 1
         if refused >= quota and case >= 2 * quota:
