@@ -152,7 +152,22 @@ class ClipModel(nn.Module):
             )
         pixels = pixels.float()
         if tuple(pixels.shape[2:]) != self.size:
-            size = list(self.size) if self._squash else [self.size[0]]
-            resized = vision.resize(pixels, size, self._interpolation, antialias=True)
+            resized = self._resize(pixels)
             pixels = vision.center_crop(resized.clamp(0, 1), list(self.size))
         return (pixels - self.mean) / self.std
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            size = list(self.size) if self._squash else [self.size[0]]
+            return vision.resize(pixels, size, self._interpolation, antialias=True)
+        # the gradient of the filter has no deterministic algorithm on a GPU, products have one
+        sides = list(pixels.shape[2:])
+        wanted = self.size if self._squash else [self.size[0] * n // min(sides) for n in sides]
+        high, wide = (
+            vision.resize(
+                torch.eye(old, device=pixels.device)[None], [new, old], self._interpolation,
+                antialias=True,
+            )[0]
+            for old, new in zip(sides, wanted, strict=True)
+        )  # fmt: skip
+        return high @ pixels @ wide.T

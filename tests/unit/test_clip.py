@@ -99,6 +99,17 @@ def test_squashing_models_are_fed_squashed_pictures(files, tmp_path):
     assert clip.preprocess(to_pixels(image)) == pytest.approx(expected, abs=2 / 255 / 0.5)
 
 
+@pytest.mark.parametrize("height, width", [(40, 40), (61, 90), (20, 31)])
+def test_deterministic_mode_sees_the_same(clip, height, width):
+    pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+    want = clip.preprocess(pixels)
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.testing.assert_close(clip.preprocess(pixels), want, rtol=0, atol=1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_the_gradient_reaches_the_pixels(clip):
     pixels = random_pixels(2, 3, 48, 48).mul(0.6).add(0.2).requires_grad_()
     texts = [f"{word} ball" for word in ("red", "blue", "a small", "one big", "every", "no")]
