@@ -3,6 +3,7 @@
 Every run here that ends, ends with the weights of a run that nothing happened to.
 """
 
+import contextlib
 import os
 import resource
 import shutil
@@ -16,8 +17,9 @@ import torch
 from commands import SMALL, begin, fails, free_port, run, two_processes
 from faults import children, ended, is_alive, kill, process_of_rank, wait_for
 
-from generations.checkpoint import read_tensors
+from generations.checkpoint import read_tensors, read_training_checkpoint
 from generations.errors import FAILED, LOST, STOPPED
+from generations.training.checkpoint import latest_checkpoint
 
 STEPS = 300  # enough that a run is not over before it is hurt
 LAST = f"model_{STEPS:07d}.pth"
@@ -113,6 +115,54 @@ def test_two_processes_killed_stopped_and_left_without_launcher(world, models, t
 
     run(*command, launcher=two_processes())
     assert_same(folder, models / "two")
+
+
+def test_a_machine_goes_and_comes_back(world, tmp_path):
+    """Elastic: the other goes on alone, and takes it in again; no sample is lost or comes twice."""
+    folder, log = tmp_path / "x", tmp_path / "log"
+    many = ("scheduler.max_steps", "100000", "global_batch", "8", "keep_last", "3")
+    command = ("main.py", *SMALL(world, tmp_path), *COMMON, *many, "exp_id", "x")
+    where = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
+
+    def machine(host: str) -> subprocess.Popen[bytes]:
+        pace = f"is_host={host},last_call_timeout=5,keep_alive_interval=3"
+        elastic = ("--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d")
+        launcher = ("-m", "torch.distributed.run", *elastic, where, f"--rdzv-conf={pace}")
+        # else torch does not let in who comes later
+        return begin(*command, log=log, launcher=launcher, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+
+    first, second = machine("true"), machine("false")
+    try:
+        for processes in (2, 1, 2):
+            wait_for(lambda: world_size(first.pid) == processes, f"{processes} processes")  # noqa: B023
+            before = newest(folder)
+            wait_for(lambda: newest(folder) > before, "a checkpoint of them")  # noqa: B023
+            if processes == 2:
+                second.kill()
+                second.wait()
+            else:
+                second = machine("false")
+        saved = read_training_checkpoint(latest_checkpoint(folder))
+        assert saved.extra["samples"] == 8 * saved.iteration
+    finally:
+        for launcher in (first, second):
+            launcher.kill()
+            launcher.wait()
+
+
+def world_size(launcher: int) -> int:
+    """Of the run that a launcher's process is in; 0: it has none."""
+    for pid in children(launcher):
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            sizes = [name for name in variables if name.startswith(b"WORLD_SIZE=")]
+            if sizes:
+                return int(sizes[0].partition(b"=")[2])
+    return 0
+
+
+def newest(folder: Path) -> str:
+    return max((path.name for path in checkpoints(folder)), default="")
 
 
 def test_damaged_checkpoints_are_passed_over(world, models, tmp_path):
