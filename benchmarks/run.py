@@ -73,13 +73,16 @@ def main() -> None:
         row = measure(names[0], arguments.size, arguments.precision, *common)
         sys.stdout.write("\n" + json.dumps(row))
         return
-    rows = []
+    rows, failed = [], []
     sys.stdout.write(HEAD)
     for name, size, precision in wanted(names, chosen["size"], chosen["precision"]):
         command = [sys.executable, __file__, "--child", "--only", name, "--size", size]
         command += ["--precision", precision, "--rounds", str(arguments.rounds)]
         command += ["--threads", str(arguments.threads), "--library", arguments.library]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:  # told on stderr; the others are worth having
+            failed.append(row_name(name, size, precision))
+            continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         sys.stdout.write(line(rows[-1]))
         sys.stdout.flush()
@@ -87,6 +90,8 @@ def main() -> None:
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
     if unequal := [row["name"] for row in rows if not row["equal"]]:
         raise SystemExit(f"ours and naive differ: {', '.join(unequal)}")
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 def _several(
