@@ -250,7 +250,9 @@ def _by_length(
     numbered = []
     for number, request in enumerate(requests, 1):
         ids = tokenizer.encode_for_painting(request.caption, text_length)
-        numbered.append((number, [token for token in ids if token != PAD]))
+        while ids[-1] == PAD:
+            ids.pop()
+        numbered.append((number, ids))
     return sorted(numbered, key=lambda pair: (-len(pair[1]), pair[0]))
 
 

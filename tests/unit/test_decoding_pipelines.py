@@ -1,5 +1,7 @@
 """From settings to files: several captions an image, several pictures a caption, re-ranking."""
 
+import os
+import sys
 from itertools import pairwise
 from threading import Event, Thread
 
@@ -297,3 +299,18 @@ def test_few_pictures_wait_to_be_written(tmp_path, monkeypatch):
         third.join(10)
         assert not third.is_alive()
     assert [path.name for path in started] == ["1", "2", "3"]
+
+
+def test_many_threads_leave_the_rights_of_files_alone(tmp_path):
+    before = os.umask(0o027)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with PictureWriter(threads=8) as writer:
+            for number in range(200):
+                writer.write(tmp_path / f"{number}.png", np.zeros((2, 2, 3), np.uint8))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+        assert os.umask(0o027) == 0o027
+    finally:
+        sys.setswitchinterval(interval)
+        os.umask(before)
