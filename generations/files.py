@@ -26,6 +26,14 @@ _UMASK = threading.Lock()  # reading it sets it: with two threads at it, it coul
 MOST_BYTES = 2**32  # that a packed file may unpack to
 
 
+def umask() -> int:
+    """The rights that new files of this process do not get."""
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to; on success it is flushed and renamed to `path`.
@@ -52,10 +60,7 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         # mkstemp makes files private to the user; results are as readable as any other file.
-        with _UMASK:
-            mask = os.umask(0)
-            os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
         if durable:
             flush_folder(path.parent)
