@@ -14,6 +14,7 @@ from generations.objectives import xe_t2i_loss
 from generations.objectives.sequence import sample_captions
 from generations.pipelines.painting import decode_pixels
 from generations.runtime import Precision
+from generations.vocabulary import EOS
 
 CPU = torch.device("cpu")
 SIZE = ModelSize(16, 2, 24, 2, 2, 2, 1100, 0.0, grid_size=3, feature_size=6, clusters=9)
@@ -39,6 +40,8 @@ def model() -> UnifiedTransformer:
     for parameter in network.parameters():
         if parameter.dim() > 1 and parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():  # a batch of one caption is compiled by itself: no caption ends
+        network.classifier.predictions.bias[EOS] = -1e4
     return network
 
 
