@@ -6,7 +6,7 @@
 `naive` does what the original did (benchmarks/naive.py), over the same weights and in the same
 precision. Each row is measured in a process of its own, on both cores: first the results of both
 sides are compared, then rounds of the two alternate, and the medians count. docs/performance.md
-explains the rows. Linux only; the full size needs 16 GB, and all rows take less than 20 minutes.
+explains the rows. Linux only; the full size needs 16 GB.
 """
 
 import argparse
