@@ -37,20 +37,24 @@ def write(
     model: UnifiedTransformer, features: Tensor, text_length: int, steps: int, choose: Choice
 ) -> tuple[Tensor, Tensor]:
     """Captions (B, T) cut after their EOS, and log-probabilities (B, T); no caption ends early."""
-    cells = features.shape[1]
     ids = torch.full((len(features), text_length + 1), MASK)
     ids[:, 0], ids[:, -1] = CLS, SEP
     logprobs = [torch.zeros(len(features))]
     for step in range(1, steps + 1):
-        mask = (torch.arange(text_length + 1) <= step).expand_as(ids)
-        text_logits, _ = model(ids, mask, features=features)  # (B, N + T, V), (B, N + T, K)
-        row = text_logits[:, cells + step].float()
+        row = word_logits(model, features, ids, step)
         chosen = choose(row, step)
         logprobs.append(row.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
         ids = ids.index_put((torch.arange(len(ids)), torch.tensor(step)), chosen)
     logprobs += [torch.zeros_like(logprobs[0])] * (text_length - steps)
     ended = (ids == EOS).cumsum(1) - (ids == EOS).long() > 0
     return ids.masked_fill(ended, PAD), torch.stack(logprobs, 1)
+
+
+def word_logits(model: UnifiedTransformer, features: Tensor, ids: Tensor, step: int) -> Tensor:
+    """Logits (B, V) of a position of ids (B, T), by the whole network."""
+    mask = (torch.arange(ids.shape[1]) <= step).expand_as(ids)
+    text_logits, _ = model(ids, mask, features=features)  # (B, N + T, V), (B, N + T, K)
+    return text_logits[:, features.shape[1] + step].float()
 
 
 def paint(model: UnifiedTransformer, text_ids: Tensor, steps: int = 4) -> tuple[Tensor, Tensor]:
@@ -102,11 +106,13 @@ def xe_t2i_loss(model: UnifiedTransformer, batch: Batch, positions: Tensor) -> T
     return loss + 0 * text_logits.sum()
 
 
-def rl_i2t_loss(model: UnifiedTransformer, batch: Batch, text_length: int) -> Tensor:
-    """Self-critical loss of a batch."""
+def rl_i2t_loss(
+    model: UnifiedTransformer, batch: Batch, text_length: int, choose: Choice = likeliest
+) -> Tensor:
+    """Self-critical loss of a batch; `choose` writes the baseline."""
     assert batch.features is not None
     model.eval()
-    greedy, _ = write(model, batch.features, text_length, text_length - 1, likeliest)
+    greedy, _ = write(model, batch.features, text_length, text_length - 1, choose)
     model.train()
     sampled, logprobs = write(model, batch.features, text_length, text_length - 1, drawn)
     sampled, greedy = end_captions(sampled), end_captions(greedy)

@@ -1,11 +1,12 @@
 """Time and memory of everything that takes long, beside the original's amount of work.
 
-    python benchmarks/run.py [--out FILE.json] [--size full|mini] [--only NAME,NAME]
+    python benchmarks/run.py [--out FILE.json] [--size full,mini] [--precision float32,bf16]
+                             [--only NAME,NAME]
 
-`naive` does what the original did (benchmarks/naive.py), over the same weights. Each row is
-measured in a process of its own, on both cores: first the results of both sides are compared, then
-rounds of the two alternate, and the medians count. docs/performance.md explains the rows. Linux
-only; the full size needs 16 GB and about 15 minutes.
+`naive` does what the original did (benchmarks/naive.py), over the same weights and in the same
+precision. Each row is measured in a process of its own, on both cores: first the results of both
+sides are compared, then rounds of the two alternate, and the medians count. docs/performance.md
+explains the rows. Linux only; the full size needs 16 GB.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,45 +29,60 @@ NAMES = (
     "xe_i2t_step",
     "xe_t2i_step",
     "rl_i2t_step",
-    "rl_i2t_step_recompute",
     "rl_t2i_step",
-    "rl_t2i_step_recompute",
     "image_generator_forward",
     "cider_d_reward",
     "fid_trace",
     "data_loading",
 )
+# only where they are asked for: docs/performance.md has what they cost and save
+EXTRA = ("rl_i2t_step_recompute", "rl_t2i_step_recompute")
+# those without the model are measured once; what does not multiply much has one precision
+MODEL_ROWS = (*NAMES[: NAMES.index("cider_d_reward")], *EXTRA)
+HALF_ROWS = tuple(name for name in MODEL_ROWS if name != "caption_greedy_natural")
 COUNTED_AFTER = 1.0  # seconds; a side that takes less runs more often
+LONGEST = 45.0  # seconds of timed rounds; what takes longer runs less often
 WIDE = 4096  # of the square matrices whose product shows what the machine can do
+SIZES, PRECISIONS = ("full", "mini"), ("float32", "bf16")
 
 
 def main() -> None:
     """Measure what is asked for, and show it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--size", choices=("full", "mini"), default="full")
+    parser.add_argument("--size", default=",".join(SIZES), help="full, mini, or both")
+    parser.add_argument("--precision", default=",".join(PRECISIONS), help="float32, bf16, or both")
     parser.add_argument("--only", default=",".join(NAMES), help="names with commas between them")
-    parser.add_argument("--rounds", type=int, default=3, help="of each side, at least")
+    parser.add_argument("--rounds", type=int, default=3, help="of each side, if they are short")
     parser.add_argument("--threads", type=int, default=2)
     libraries = ("auto", "torch", "onednn")
     parser.add_argument("--library", choices=libraries, default="auto", help="of linear layers")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    names = arguments.only.split(",")
-    if unknown := set(names) - set(NAMES):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(NAMES)}")
+    chosen = {
+        key: _several(parser, key, getattr(arguments, key), known)
+        for key, known in (
+            ("size", SIZES),
+            ("precision", PRECISIONS),
+            ("only", (*NAMES, *EXTRA)),
+        )
+    }
+    names = chosen["only"]
+    common = (arguments.rounds, arguments.threads, arguments.library)
     if arguments.child:
-        settings = (arguments.size, arguments.rounds, arguments.threads, arguments.library)
-        row = measure(names[0], *settings)
+        row = measure(names[0], arguments.size, arguments.precision, *common)
         sys.stdout.write("\n" + json.dumps(row))
         return
-    rows = []
+    rows, failed = [], []
     sys.stdout.write(HEAD)
-    for name in names:
-        command = [sys.executable, __file__, "--child", "--only", name, "--size", arguments.size]
-        command += ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
-        command += ["--library", arguments.library]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    for name, size, precision in wanted(names, chosen["size"], chosen["precision"]):
+        command = [sys.executable, __file__, "--child", "--only", name, "--size", size]
+        command += ["--precision", precision, "--rounds", str(arguments.rounds)]
+        command += ["--threads", str(arguments.threads), "--library", arguments.library]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:  # told on stderr; the others are worth having
+            failed.append(row_name(name, size, precision))
+            continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         sys.stdout.write(line(rows[-1]))
         sys.stdout.flush()
@@ -74,64 +90,109 @@ def main() -> None:
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
     if unequal := [row["name"] for row in rows if not row["equal"]]:
         raise SystemExit(f"ours and naive differ: {', '.join(unequal)}")
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
-def measure(name: str, size: str, rounds: int, threads: int, library: str) -> dict[str, Any]:
+def _several(
+    parser: argparse.ArgumentParser, key: str, value: str, known: Sequence[str]
+) -> list[str]:
+    """The parts of an option, if all are known."""
+    parts = value.split(",")
+    if unknown := set(parts) - set(known):
+        parser.error(f"--{key}: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
+    return parts
+
+
+def wanted(
+    names: Sequence[str], sizes: Sequence[str], precisions: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Rows to measure: name, size, precision; each where it means something."""
+    for size in sizes:
+        for precision in precisions:
+            rows = HALF_ROWS if precision == "bf16" else MODEL_ROWS
+            first = (size, precision) == (sizes[0], precisions[0])
+            for name in names:
+                if name in rows or (first and name not in MODEL_ROWS):
+                    yield name, size, precision
+
+
+def row_name(name: str, size: str, precision: str) -> str:
+    """Full size and float32 go without saying."""
+    parts = [name, "" if size == "full" else size, "" if precision == "float32" else precision]
+    return "/".join(filter(None, parts))
+
+
+def measure(
+    name: str, size: str, precision: str, rounds: int, threads: int, library: str
+) -> dict[str, Any]:
     """One row."""
     torch = import_module("torch")
     torch.set_num_threads(threads)
+    about = {"size": size, "precision": precision, "threads": threads}
     if name == "data_loading":
-        return data_loading()
+        return data_loading() | about
     import_module("generations.runtime.memory").keep_freed_memory()  # as the commands do
-    sides = import_module("measures").MEASURES[name](size)
+    measures = import_module("measures")
+    sides = measures.MEASURES[name](size)
     choose_library = import_module("generations.modeling").choose_library
+    half = precision == "bf16"
 
     def prepare(side: str) -> None:
         sides.before_each()
         if sides.model is not None:
             choose_library(sides.model, library if side == "ours" else "torch")
 
+    def in_precision(call: Callable[[], Any]) -> Callable[[], Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=half)(call)
+
+    comparison = sides.in_half if half and sides.in_half else sides.whole
     results, gflop = [], []
-    for name_of_side, side in (("ours", sides.ours), ("naive", sides.naive)):
-        prepare(name_of_side)
-        result, operations = counted(side)
+    for side in ("ours", "naive"):
+        prepare(side)
+        timed, compared = getattr(sides.whole, side), getattr(comparison, side)
+        result, operations = counted(in_precision(timed))
+        if compared is not timed:
+            prepare(side)
+            result = in_precision(compared)()
         if sides.our_update is not None:  # loss, and the gradients as they are now
             result = (result[0], [gradient.clone() for gradient in result[1]()])
         results.append(result)
         gflop.append(operations / 1e9)
-    equal = sides.equal(*results)
+    difference = comparison.difference(*results)
     del results, result
     sides.before_timing()
     timings = {"ours": Timing(), "naive": Timing()}
     calls = {
-        "ours": (sides.ours, sides.our_update),
-        "naive": (sides.naive, sides.naive_update),
+        "ours": (in_precision(sides.whole.ours), sides.our_update),
+        "naive": (in_precision(sides.whole.naive), sides.naive_update),
     }
     for done in range(20 * rounds):
-        if (
-            done > rounds
-            and min(sum(timing.seconds) for timing in timings.values()) > COUNTED_AFTER
-        ):
+        spent = [sum(timing.seconds) for timing in timings.values()]
+        if (done > 1 and sum(spent) > LONGEST) or (done > rounds and min(spent) > COUNTED_AFTER):
             break
         for side, (call, update) in calls.items():
             prepare(side)
             timings[side].run(call, update, keep=done > 0)
     ours, theirs = timings["ours"], timings["naive"]
     row = {
-        "name": name,
+        "name": row_name(name, size, precision),
         "ours_s": ours.median,
         "naive_s": theirs.median,
         "ratio": theirs.median / ours.median,
-        "equal": equal,
+        "equal": difference <= measures.TOLERANCES[precision],
+        "compared": comparison.what,
+        "difference": difference,
         "peak_mb": max(ours.peaks),
         "naive_peak_mb": max(theirs.peaks),
         "samples_per_s": sides.samples / ours.median,
+        "naive_samples_per_s": sides.samples / theirs.median,
         "rounds": len(ours.seconds),
-        "size": size,
-        "threads": threads,
+        **about,
     }
     if gflop[0]:
-        peak, best = matmul_peak(torch, "torch"), matmul_peak(torch, "auto")
+        dtype = torch.bfloat16 if half else torch.float32
+        peak, best = (matmul_peak(torch, library, dtype) for library in ("torch", "auto"))
         row |= {
             "gflop": gflop[0],
             "naive_gflop": gflop[1],
@@ -207,10 +268,10 @@ def counted(call: Callable[[], Any]) -> tuple[Any, int]:
     return result, counter.get_total_flops()
 
 
-def matmul_peak(torch: Any, library: str) -> float:
+def matmul_peak(torch: Any, library: str, dtype: Any) -> float:
     """GFLOP/s of the best of several large products."""
     linear = import_module("generations.modeling.linear").linear
-    left, right = torch.rand(2, WIDE, WIDE)
+    left, right = torch.rand(2, WIDE, WIDE).to(dtype)
     best = float("inf")
     for _ in range(6):
         begun = time.perf_counter()
@@ -228,14 +289,14 @@ def data_loading() -> dict[str, Any]:
 
 
 HEAD = (
-    f"{'':26}{'ours s':>9}{'naive s':>9}{'ratio':>7}{'equal':>7}{'peak MB':>9}{'naive':>7}"
+    f"{'':34}{'ours s':>9}{'naive s':>9}{'ratio':>7}{'equal':>7}{'peak MB':>9}{'naive':>7}"
     f"{'samples/s':>11}{'% peak':>8}{'% best':>8}\n"
 )
 
 
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
-    text = f"{row['name']:26}{row['ours_s']:9.4f}{row['naive_s']:9.4f}{row['ratio']:7.2f}"
+    text = f"{row['name']:34}{row['ours_s']:9.4f}{row['naive_s']:9.4f}{row['ratio']:7.2f}"
     text += f"{row['equal']!s:>7}{row['peak_mb']:9.0f}{row.get('naive_peak_mb', 0):7.0f}"
     text += f"{row.get('samples_per_s', 0):11.2f}"
     if "share_of_peak" in row:

@@ -52,7 +52,11 @@ def default_config() -> CfgNode:
     cfg.seed = 123
     cfg.device = "auto"  # auto, cpu, cuda, cuda:1, mps
     cfg.distributed = 1  # join the process group when the launcher set one up
-    cfg.fp16 = 1  # autocast where the device has it: bf16, else fp16 with loss scaling
+    cfg.fp16 = 1  # autocast on GPUs: bf16, else fp16 with loss scaling
+    cfg.cpu_bf16 = 0  # autocast to bf16 on a CPU: faster if it has bf16 products, not as exact
+    cfg.tf32 = 1  # products of float32 in TF32, on GPUs that have it
+    cfg.compile = "0"  # torch.compile of the transformer's layers: 1, 0; auto: on GPUs
+    cfg.channels_last = "auto"  # layout of the image generator when it paints; auto: on GPUs
     cfg.max_skipped_updates = 20  # in a row, for gradients that are not finite; then stop
     cfg.loss_scale = -1.0  # fp16 loss scale; -1: dynamic
     cfg.deterministic = 0  # 1: only algorithms that give the same numbers in every run
@@ -67,6 +71,7 @@ def default_config() -> CfgNode:
     cfg.checkpoint_time = 10000
     cfg.test_interval = 10000
     cfg.num_workers = 4
+    cfg.prefetch_factor = 2  # batches that each worker reads ahead
     cfg.samples_per_gpu = 32
     cfg.gradient_accumulation_steps = 1
     # where things are; relative paths in files are under root_path (./ ones beside the file), typed
@@ -521,6 +526,8 @@ def _check_choices(cfg: CfgNode) -> None:
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
         ("cpu_linear", cfg.cpu_linear, ("auto", "torch", "onednn")),
+        ("compile", cfg.compile, ("auto", "0", "1")),
+        ("channels_last", cfg.channels_last, ("auto", "0", "1")),
         ("features.store", cfg.features.store, tuple(FEATURE_SUFFIXES)),
         ("features.dtype", cfg.features.dtype, ("float16", "bfloat16", "float32")),
     ]
@@ -530,7 +537,7 @@ def _check_choices(cfg: CfgNode) -> None:
     flags = ("distributed", "fp16", "load_model_only", "resume_from_latest", "use_mix_feature")
     flags += ("use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot", "test_val2014")
     flags += ("eval_skip_bad",)
-    flags += ("deterministic",)
+    flags += ("deterministic", "cpu_bf16", "tf32")
     flags += (
         "use_clip_score",
         "recompute",
@@ -583,7 +590,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "eval_image_size": 1, "eval_batch_size": 1,
         "model.language_layers": 0, "model.visual_layers": 0, "model.cross_layers": 1,
         "solver.lr": 0, "solver.weight_decay": 0, "solver.eps": 0, "solver.grad_clip": 0,
-        "max_skipped_updates": 1,
+        "max_skipped_updates": 1, "prefetch_factor": 1,
         "global_batch": 0, "hang_timeout": 1, "profile_steps": 0, "keep_last": 0, "keep_best": 0,
         "scheduler.warmup_steps": 0, "scheduler.max_steps": 1, "clusters.iterations": 1,
         "clusters.max_points_per_centroid": 1,

@@ -27,6 +27,7 @@ from PIL import Image
 
 from generations import cli, runtime
 from generations.errors import UserError
+from generations.pipelines import assembly
 from generations.pipelines.captioning import CaptioningSettings
 from generations.pipelines.demo import Caption, Demo, Picture, timed
 from generations.pipelines.painting import PaintingSettings
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
     require_gradio()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports each look at our own server
-    with runtime.start(cfg.device, distribute=False, half=bool(cfg.fp16)) as here:
+    with runtime.start(cfg.device, distribute=False, precision=assembly.precision(cfg)) as here:
         page = build_page(Demo(cfg, here))
         try:
             launch(page, arguments.host, arguments.port, arguments.share)

@@ -62,7 +62,8 @@ Evaluator = Callable[[CfgNode, Namespace, runtime.Runtime], Result | None]
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    with runtime.start(cfg.device, bool(cfg.distributed), half=False) as here:
+    precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
+    with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
         found = 0
         for evaluator in EVALUATORS:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if Path(name).name != name:
         raise UserError(f"--name {name!r} must be a plain folder name, without slashes")
     config = (Path(arguments.out) / CONFIG).as_posix()  # as it is typed
-    with runtime.start("cpu", distribute=False, half=False) as here:
+    with runtime.start("cpu", distribute=False, precision=runtime.Precision(half=False)) as here:
         exported = export_run(cfg, here, folder, name, config)
     for file, size in exported.files.items():
         logger.info("%12s bytes  %s", f"{size:,}", file)

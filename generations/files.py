@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,16 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+_UMASK = threading.Lock()  # reading it sets it: with two threads at it, it could stay at 0
 MOST_BYTES = 2**32  # that a packed file may unpack to
+
+
+def umask() -> int:
+    """The rights that new files of this process do not get."""
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -50,9 +60,7 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         # mkstemp makes files private to the user; results are as readable as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
         if durable:
             flush_folder(path.parent)

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, caption, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    with runtime.start(cfg.device, bool(cfg.distributed), bool(cfg.fp16)) as here:
+    with runtime.start(cfg.device, bool(cfg.distributed), assembly.precision(cfg)) as here:
         cli.quiet_unless(here.is_main)
         if arguments.image:
             written, alternatives = caption_files(cfg, here, arguments.image)

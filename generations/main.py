@@ -28,7 +28,7 @@ from generations.datasets import (
 )
 from generations.errors import ProcessLostError, UserError
 from generations.files import only_writer, write_text
-from generations.modeling import UnifiedTransformer, build_model
+from generations.modeling import UnifiedTransformer, build_model, compile_layers
 from generations.objectives import TaskContext, TaskStep, reads_dense
 from generations.pipelines import assembly
 from generations.pipelines.extraction import remember_extractor
@@ -46,8 +46,10 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, train, close."""
     _, cfg = cli.parse(__doc__ or "", argv)
-    flags = (bool(cfg.distributed), bool(cfg.fp16), bool(cfg.deterministic))
-    with runtime.start(cfg.device, *flags, cfg.hang_timeout) as here:
+    deterministic, timeout = bool(cfg.deterministic), cfg.hang_timeout
+    with runtime.start(
+        cfg.device, bool(cfg.distributed), assembly.precision(cfg), deterministic, timeout
+    ) as here:
         cli.quiet_unless(here.is_main)
         folder = assembly.run_folder(cfg)
         alone = only_writer(folder) if here.is_main else nullcontext()
@@ -107,7 +109,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
 
 def _check_agreement(cfg: CfgNode, here: runtime.Runtime) -> None:
     """Raise a UserError unless all processes train the same; paths may differ between machines."""
-    free = {*PATHS, "root_path", "device", "num_workers"}
+    free = {*PATHS, "root_path", "device", "num_workers", "prefetch_factor"}
     values = {key: str(value) for key, value in sorted(cfg.items()) if key not in free}
     all_values = runtime.gather_lists([values], here)
     for rank, other in enumerate(all_values):
@@ -160,6 +162,7 @@ def _loader(
         pin_memory=here.device.type == "cuda",
         persistent_workers=cfg.num_workers > 0,
         worker_init_fn=runtime.ignore_stop_signals,
+        prefetch_factor=cfg.prefetch_factor if cfg.num_workers else None,
     )
 
 
@@ -191,6 +194,7 @@ def _state(
         assembly.load_codebook(cfg, model)
         if start.kind != "random":
             load_weights(model, start.path)
+    compile_layers(model, cfg.compile, here.device)
     step = runtime.data_parallel(TaskStep(model), here, cfg.parallel)
     # only now: sharding puts other parameters in the place of the model's
     solver = SolverSettings(

@@ -54,7 +54,8 @@ SHARED = ("features", "generator")  # steps that several processes may do togeth
 def main(argv: Sequence[str] | None = None) -> None:
     """Do one step, or all."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    with runtime.start(cfg.device, bool(cfg.distributed), half=False) as here:
+    precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
+    with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
         if here.world_size > 1 and arguments.step not in SHARED:
             raise UserError(

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, paint, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    with runtime.start(cfg.device, bool(cfg.distributed), bool(cfg.fp16)) as here:
+    with runtime.start(cfg.device, bool(cfg.distributed), assembly.precision(cfg)) as here:
         cli.quiet_unless(here.is_main)
         sample(cfg, here, arguments)
 

@@ -5,7 +5,6 @@ Stored in one of two layouts:
     model_0000002/       model.safetensors, and everything but the weights in training_state.pth
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from generations.checkpoint.files import (
 from generations.checkpoint.keys import TIED, strip_module
 from generations.checkpoint.seals import write_seal
 from generations.errors import UserError
-from generations.files import flush_folder
+from generations.files import flush_folder, umask
 
 STATE_FILE = "training_state.pth"
 
@@ -189,9 +188,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkdtemp makes folders private to the user; a checkpoint is as readable as its files
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
+        temporary.chmod(0o777 & ~umask())
         if path.exists():
             # put aside and not removed first: there is no moment without a whole folder on disk
             path.rename(temporary.with_name(f"{temporary.name}.old"))

@@ -4,6 +4,7 @@ import numpy as np
 from torch import Tensor
 from yacs.config import CfgNode
 
+from generations.modeling.compilation import compile_layers
 from generations.modeling.levels import FeatureLevels, visual_input
 from generations.modeling.linear import choose_library
 from generations.modeling.transformer import ModelSize, UnifiedTransformer, set_codebook
@@ -14,6 +15,7 @@ __all__ = [
     "UnifiedTransformer",
     "build_model",
     "choose_library",
+    "compile_layers",
     "model_size",
     "set_codebook",
     "visual_input",

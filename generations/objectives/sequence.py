@@ -129,7 +129,9 @@ def paint_softly(
             step.logits if kept is None else torch.where(step.masked[..., None], step.logits, kept)
         )
     assert kept is not None
-    return F.gumbel_softmax(kept, tau=1.0, dim=-1) @ model.cluster_codebook.weight
+    # as F.gumbel_softmax, in one array beside the logits and the result
+    noise = torch.empty_like(kept).exponential_().log_().neg_()  # (B, N, K)
+    return noise.add_(kept).softmax(-1) @ model.cluster_codebook.weight
 
 
 def soft_painting_loss(

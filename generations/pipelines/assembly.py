@@ -21,8 +21,14 @@ from generations.datasets import (
 )
 from generations.errors import UserError
 from generations.image_generator import build_generator
-from generations.modeling import FeatureLevels, UnifiedTransformer, build_model, set_codebook
-from generations.runtime import Runtime
+from generations.modeling import (
+    FeatureLevels,
+    UnifiedTransformer,
+    build_model,
+    compile_layers,
+    set_codebook,
+)
+from generations.runtime import Precision, Runtime
 from generations.training.checkpoint import iteration_of, latest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -39,6 +45,11 @@ class Start:
     def iteration(self) -> int:
         """The iteration in the checkpoint's name; 0 if it has none."""
         return iteration_of(Path(self.path)) or 0
+
+
+def precision(cfg: CfgNode) -> Precision:
+    """The precision that the configuration asks for."""
+    return Precision(bool(cfg.fp16), bool(cfg.cpu_bf16), bool(cfg.tf32))
 
 
 def run_folder(cfg: CfgNode) -> Path:
@@ -142,6 +153,7 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
     if start.kind == "pretrained":
         load_codebook(cfg, model)
     logger.info("model: %s", start.path)
+    compile_layers(model, cfg.compile, runtime.device)
     return model.to(runtime.device).eval(), start
 
 
@@ -158,4 +170,9 @@ def load_image_generator(cfg: CfgNode, runtime: Runtime) -> nn.Module:
         )
     generator = build_generator(cfg)
     load_generator_weights(generator, cfg.pretrained_generator)
-    return generator.to(runtime.device).eval().requires_grad_(False)
+    generator = generator.to(runtime.device).eval().requires_grad_(False)
+    on_gpu = runtime.device.type == "cuda"
+    if cfg.channels_last == "1" or (cfg.channels_last == "auto" and on_gpu):
+        # the features come in this layout: (B, N, D) seen as (B, D, G, G)
+        generator.to(memory_format=torch.channels_last)
+    return generator

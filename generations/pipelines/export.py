@@ -36,7 +36,8 @@ LEFT_OUT = (
     *("iteration_tasks", "solver", "scheduler", "reward", "clusters", "load_model_only"),
     *("resume_from_latest", "restart_iteration", "checkpoint_format", "mse_loss"),
     *("use_clip_score", "recompute", "gradient_accumulation_steps", "samples_per_gpu"),
-    *("max_skipped_updates", "deterministic", "parallel", "global_batch", "hang_timeout"),
+    *("max_skipped_updates", "cpu_bf16", "tf32", "compile", "channels_last", "prefetch_factor"),
+    *("deterministic", "parallel", "global_batch", "hang_timeout"),
     *("keep_last", "keep_best", "visual_mask_per_sample", "label_smoothing"),
     *("label_smoothing_classes", "decoding", "painting", "num_samples", "rerank"),
 )

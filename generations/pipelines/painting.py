@@ -1,26 +1,23 @@
 """Text -> image for many captions."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from generations.clip import PROMPT, ClipModel
 from generations.datasets import CaptionTokenizer
 from generations.decoding import draw_uniforms, image_tokens
-from generations.files import atomic_path, write_json
+from generations.files import write_json
 from generations.modeling import UnifiedTransformer
+from generations.pipelines.picture_files import PictureWriter, picture_name
 from generations.progress import progress_bar
 from generations.rewards.clip_score import clip_score
 from generations.runtime import Runtime, derive_seed, gather_lists, wait_for_all
-
-NAME_BYTES = 200  # of a file name, which most file systems end at 255
+from generations.vocabulary import PAD
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,8 @@ def paint_captions(
 
     Pictures are `img<number>.<caption>.png`, numbered from 1; the manifest holds the full captions,
     which a file name may not be able to. Of several samples the first one has that name; all but
-    the first are `samples/img<number>.<sample>.png`, with samples numbered from 2.
+    the first are `samples/img<number>.<sample>.png`, with samples numbered from 2. Captions of like
+    length are painted together, at their own length, and files are written meanwhile.
 
     Args:
         model: in eval mode, on the runtime's device.
@@ -204,31 +202,35 @@ def paint_captions(
         "cluster_ids"}]}; with several samples an item also has "samples": [{"file",
         "cluster_ids"}], the first one included, and with CLIP each has its "clip_score".
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    numbered = list(enumerate(requests, 1))[runtime.rank :: runtime.world_size]
+    (folder / "samples" if settings.num_samples > 1 else folder).mkdir(parents=True, exist_ok=True)
+    mine = _by_length(requests, tokenizer, settings.text_length)[runtime.rank :: runtime.world_size]
     items: list[tuple[int, dict[str, Any]]] = []
-    captions_at_once = max(1, settings.batch_size // settings.num_samples)
-    with progress_bar(len(numbered), "painting", "image", hidden=not runtime.is_main) as bar:
-        for start in range(0, len(numbered), captions_at_once):
-            part = numbered[start : start + captions_at_once]
-            ids = [
-                tokenizer.encode_for_painting(request.caption, settings.text_length)
-                for _, request in part
-            ]
+    at_once = max(1, settings.batch_size // settings.num_samples)
+    bar = progress_bar(len(mine), "painting", "image", hidden=not runtime.is_main)
+    with bar, PictureWriter() as writer:
+        for start in range(0, len(mine), at_once):
+            part = mine[start : start + at_once]
+            longest = max(len(ids) for _, ids in part)
+            ids = [ids + [PAD] * (longest - len(ids)) for _, ids in part]
+            numbers = [number for number, _ in part]
             with runtime.autocast():
                 samples = paint_samples(
                     model,
                     generator,
                     torch.tensor(ids, device=runtime.device),
                     settings,
-                    [derive_seed(settings.seed, number, 1) for number, _ in part],
-                    derive_seed(settings.seed, part[0][0]),  # other noise in every batch
+                    [derive_seed(settings.seed, number, 1) for number in numbers],
+                    derive_seed(settings.seed, numbers[0]),  # other noise in every batch
                 )
+            asked = [requests[number - 1] for number in numbers]
             if clip is not None:
-                captions = [request.caption for _, request in part]
+                captions = [request.caption for request in asked]
                 samples = rerank(samples, clip, captions, settings.prompt)
-            for place, (number, request) in enumerate(part):
-                items.append((number, _save(folder, number, request, samples, place)))
+            for place, (number, request) in enumerate(zip(numbers, asked, strict=True)):
+                item, files = _item(number, request, samples, place)
+                for file, picture in zip(files, samples.pixels[place].numpy(), strict=True):
+                    writer.write(folder / file, picture)
+                items.append((number, item))
             bar.update(len(part))
     ordered = [item for _, item in sorted(gather_lists(items, runtime), key=lambda pair: pair[0])]
     manifest = folder / "manifest.json"
@@ -238,38 +240,37 @@ def paint_captions(
     return manifest
 
 
-def _save(
-    folder: Path, number: int, request: PaintingRequest, samples: Samples, place: int
-) -> dict[str, Any]:
-    """Write the pictures of one caption; returns its item of the manifest."""
-    pixels, cluster_ids = samples.pixels[place].numpy(), samples.cluster_ids[place].tolist()
+def _by_length(
+    requests: Sequence[PaintingRequest], tokenizer: CaptionTokenizer, text_length: int
+) -> list[tuple[int, list[int]]]:
+    """Numbers and ids without padding, the longest first: like lengths are painted together.
+
+    The longest first, because what does not fit into memory should show at once.
+    """
+    numbered = []
+    for number, request in enumerate(requests, 1):
+        ids = tokenizer.encode_for_painting(request.caption, text_length)
+        while ids[-1] == PAD:
+            ids.pop()
+        numbered.append((number, ids))
+    return sorted(numbered, key=lambda pair: (-len(pair[1]), pair[0]))
+
+
+def _item(
+    number: int, request: PaintingRequest, samples: Samples, place: int
+) -> tuple[dict[str, Any], list[str]]:
+    """A caption's item of the manifest, and the files of its pictures."""
+    cluster_ids = samples.cluster_ids[place].tolist()
     name = picture_name(number, request.caption)
-    files = [name, *(f"samples/img{number}.{other}.png" for other in range(2, len(pixels) + 1))]
-    if len(files) > 1:
-        (folder / "samples").mkdir(exist_ok=True)
-    for file, picture in zip(files, pixels, strict=True):
-        save_png(folder / file, picture)
+    others = range(2, len(cluster_ids) + 1)
+    files = [name, *(f"samples/img{number}.{other}.png" for other in others)]
     item: dict[str, Any] = {"file": name, **vars(request), "cluster_ids": cluster_ids[0]}
     if len(files) == 1:
-        return item
+        return item, files
     listed: list[dict[str, Any]] = [
         {"file": file, "cluster_ids": cells} for file, cells in zip(files, cluster_ids, strict=True)
     ]
     if samples.scores is not None:
         for entry, score in zip(listed, samples.scores[place].tolist(), strict=True):
             entry["clip_score"] = round(score, 3)
-    return {**item, "samples": listed}
-
-
-def picture_name(number: int, caption: str) -> str:
-    """`img<number>.<caption>.png` without characters that a file name cannot hold."""
-    safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]+', " ", caption)
-    safe = re.sub(r"\s+", " ", safe).strip(" .")
-    stem = f"img{number}.{safe}" if safe else f"img{number}"
-    return stem.encode()[:NAME_BYTES].decode(errors="ignore").rstrip() + ".png"
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write pixels (S, S, 3) uint8 as PNG, atomically."""
-    with atomic_path(path, durable=False) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+    return {**item, "samples": listed}, files

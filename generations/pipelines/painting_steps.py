@@ -16,8 +16,8 @@ from generations.pipelines.painting import (
     PaintingRequest,
     PaintingSettings,
     decode_pixels,
-    save_png,
 )
+from generations.pipelines.picture_files import save_png
 from generations.runtime import Runtime, derive_seed
 
 

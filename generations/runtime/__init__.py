@@ -1,6 +1,7 @@
 """Device, process group, seeds, precision, survival: the only room that sees torch.distributed."""
 
 from generations.runtime.base import (
+    Precision,
     Runtime,
     derive_seed,
     gather_lists,
@@ -21,6 +22,7 @@ from generations.runtime.parallel import (
 from generations.runtime.watch import Watch, ignore_stop_signals
 
 __all__ = [
+    "Precision",
     "Runtime",
     "Watch",
     "clip_gradients",

@@ -26,6 +26,31 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Of the numbers that a run computes with.
+
+    Attributes:
+        half: autocast on a GPU to bfloat16, or float16 where it has no bfloat16.
+        cpu_half: autocast to bfloat16 on a CPU. Off, a CPU's figures are those of float32.
+        tf32: products of float32 in TF32 on a GPU.
+    """
+
+    half: bool = True
+    cpu_half: bool = False
+    tf32: bool = True
+
+    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        """The type inside `Runtime.autocast` on a device; None: float32."""
+        if device.type == "cpu" and self.cpu_half:
+            return torch.bfloat16
+        if device.type == "cuda" and self.half:
+            # older GPUs only emulate bfloat16, slower than float32
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if native else torch.float16
+        return None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where this process runs, and in which precision.
 
@@ -74,7 +99,7 @@ class Runtime:
 def start(
     device: str = "auto",
     distribute: bool = True,
-    half: bool = True,
+    precision: Precision | None = None,
     deterministic: bool = False,
     timeout: float = 1800.0,
 ) -> Iterator[Runtime]:
@@ -84,8 +109,7 @@ def start(
         device: auto, cpu, cuda, cuda:N or mps.
         distribute: join the group when the environment of torchrun or torch.distributed.launch is
             there.
-        half: autocast to bfloat16, or float16 where the GPU has no bfloat16. On a CPU the model
-            stays in float32: half precision is emulated there on most machines, and slower.
+        precision: of the numbers; None: the defaults of `Precision`.
         deterministic: only algorithms whose result is the same in every run.
         timeout: seconds that a process waits for the others.
 
@@ -102,14 +126,11 @@ def start(
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
     if chosen.type == "cpu":
         keep_freed_memory()
-    autocast_dtype = None
+    precision = precision or Precision()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")
-        if half:
-            # older GPUs only emulate bfloat16, slower than float32
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            autocast_dtype = torch.bfloat16 if native else torch.float16
+        torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = precision.tf32
     # gloo also beside NCCL: what processes tell each other on the CPU does not hold up a GPU
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     # the watch over a run names who hangs; what waits here is only for when there is none
@@ -127,7 +148,7 @@ def start(
             distributed.init_process_group(
                 backend, timeout=patience, store=store, rank=rank, world_size=world_size
             )
-        yield Runtime(chosen, rank, world_size, autocast_dtype, meeting)
+        yield Runtime(chosen, rank, world_size, precision.autocast_dtype(chosen), meeting)
     except Exception as error:
         who = _lost(error)
         told = str(error) if isinstance(error, UserError) else ""

@@ -44,7 +44,12 @@ def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> n
         return _Fields(fields)
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
     # which parameters a task uses differs from iteration to iteration
-    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+    return DistributedDataParallel(
+        module,
+        device_ids=devices,
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,  # else every gradient is copied, there and back
+    )
 
 
 class _FieldsOf(nn.Module):

@@ -212,8 +212,32 @@ def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "figures.json").read_text())
-    assert [row["name"] for row in rows] == names
+    # the reward has no precision, so it is measured once
+    assert [row["name"] for row in rows] == [
+        *(f"{name}/mini" for name in names),
+        "xe_t2i_step/mini/bf16",
+    ]
     assert all(row["equal"] and row["ratio"] > 0 for row in rows)
+    assert all(0 <= row["difference"] < 3e-2 for row in rows)
+    assert [row["precision"] for row in rows] == ["float32", "float32", "bf16"]
+    assert rows[2]["difference"] > 10 * rows[0]["difference"]  # it was bf16 indeed
+
+
+def test_the_benchmark_of_growth_runs(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--size", "mini"),
+            *("--batch", "2", "--only", "captioning,processes", "--out", str(tmp_path / "rows")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert [row.get("images") for row in rows[:3]] == [10, 20, 40]
+    assert [row["name"] for row in rows[3:]] == ["1 process", "2 processes"]
+    assert all(row["samples_per_s"] > 0 for row in rows[3:])
 
 
 def test_two_processes_train_one_model(world, tmp_path):

@@ -1,6 +1,9 @@
 """From settings to files: several captions an image, several pictures a caption, re-ranking."""
 
+import os
+import sys
 from itertools import pairwise
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from generations.errors import UserError
 from generations.files import read_json
 from generations.image_generator.generator import GeneratorSize, ImageGenerator, NoiseInjection
 from generations.modeling import ModelSize, UnifiedTransformer
+from generations.pipelines import picture_files
 from generations.pipelines.captioning import (
     CaptioningSettings,
     best_captions,
@@ -29,6 +33,7 @@ from generations.pipelines.painting import (
     paint_captions,
     rerank,
 )
+from generations.pipelines.picture_files import PictureWriter
 from generations.rewards.clip_score import clip_score
 from generations.runtime import Runtime
 
@@ -226,3 +231,86 @@ def test_choices_that_fit_are_taken():
     assert PaintingSettings(num_samples=8).heat == 1
     assert PaintingSettings().heat == 0
     assert PaintingSettings(temperature=0.5, num_samples=8).heat == 0.5
+
+
+def test_pictures_do_not_depend_on_the_order_of_painting(model, tokenizer, tmp_path):
+    requests = [
+        PaintingRequest(text, image_id=number)
+        for number, text in enumerate(
+            ("a dog.", "a red dog on a very long street.", "dogs.", "a cat on a mat.", "a dog.")
+        )
+    ]
+    ids = [tokenizer.encode_for_painting(request.caption, 12) for request in requests]
+    wanted, cells = paint(model, Flat(), torch.tensor(ids))  # in order, all padded to one length
+    manifest = paint_captions(
+        model, Flat(), tokenizer, requests, tmp_path, PaintingSettings(12, batch_size=2), CPU
+    )
+    items = read_json(manifest, "manifest")["items"]
+    assert [item["image_id"] for item in items] == list(range(5))
+    assert [item["cluster_ids"] for item in items] == cells.tolist()
+    for number, (item, pixels) in enumerate(zip(items, wanted, strict=True), 1):
+        assert item["file"].startswith(f"img{number}.")
+        assert np.array_equal(np.asarray(Image.open(tmp_path / item["file"])), pixels.numpy())
+
+
+def test_captions_of_one_length_are_painted_without_padding(model, tokenizer, tmp_path):
+    seen = []
+    hook = model.embedding_layer.register_forward_pre_hook(lambda _, ids: seen.append(ids[0]))
+    requests = [PaintingRequest(text) for text in ("dogs.", "a red dog.", "cats.", "a big cat.")]
+    settings = PaintingSettings(12, batch_size=2)
+    try:
+        paint_captions(model, Flat(), tokenizer, requests, tmp_path, settings, CPU)
+    finally:
+        hook.remove()
+    assert [tuple(ids.shape) for ids in seen] == [(2, 6), (2, 4)]
+    assert all((ids > 0).all() for ids in seen)
+
+
+def test_a_picture_that_cannot_be_written_ends_the_painting(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError), PictureWriter() as writer:
+        writer.write(tmp_path / "file" / "a.png", pixels)
+    with pytest.raises(OSError), PictureWriter(ahead=1) as writer:
+        writer.write(tmp_path / "file" / "a.png", pixels)
+        writer.write(tmp_path / "b.png", pixels)  # waits for the first one
+        pytest.fail("the error should have come before")
+    with pytest.raises(KeyError), PictureWriter() as writer:
+        raise KeyError  # the painting's own errors are not hidden
+
+
+def test_few_pictures_wait_to_be_written(tmp_path, monkeypatch):
+    gate, started = Event(), []
+
+    def slow(path, pixels):
+        started.append(path)
+        gate.wait(10)
+
+    monkeypatch.setattr(picture_files, "save_png", slow)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with PictureWriter(threads=1, ahead=2) as writer:
+        writer.write(tmp_path / "1", pixels)
+        writer.write(tmp_path / "2", pixels)
+        third = Thread(target=writer.write, args=(tmp_path / "3", pixels))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive()
+        gate.set()
+        third.join(10)
+        assert not third.is_alive()
+    assert [path.name for path in started] == ["1", "2", "3"]
+
+
+def test_many_threads_leave_the_rights_of_files_alone(tmp_path):
+    before = os.umask(0o027)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with PictureWriter(threads=8) as writer:
+            for number in range(200):
+                writer.write(tmp_path / f"{number}.png", np.zeros((2, 2, 3), np.uint8))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+        assert os.umask(0o027) == 0o027
+    finally:
+        sys.setswitchinterval(interval)
+        os.umask(before)

@@ -58,7 +58,7 @@ from generations.pipelines import assembly
 from generations.pipelines.demo import read_examples
 from generations.pipelines.extraction import description_of
 from generations.pipelines.manifest import MANIFEST
-from generations.pipelines.painting import picture_name
+from generations.pipelines.picture_files import picture_name
 from generations.pipelines.pictures import read_painted_folder
 from generations.reporting.results import RealImages, gather, read_figures
 from generations.rewards import DocumentFrequency, build_document_frequency

@@ -116,6 +116,20 @@ def test_hard_choices_give_codebook_rows(model):
     torch.testing.assert_close(soft, model.cluster_codebook(last.cluster_ids), rtol=0.05, atol=0.05)
 
 
+def test_the_gumbel_softmax_is_torchs(model):
+    model.eval()
+    text_ids = torch.tensor([[CLS, 500, EOS, 102, PAD]])
+    (step,) = painting_steps(model, text_ids, 1)
+    torch.manual_seed(3)
+    wanted = F.gumbel_softmax(step.logits, tau=1.0, dim=-1) @ model.cluster_codebook.weight
+    torch.manual_seed(3)
+    found = paint_softly(model, text_ids, 1, recompute=False)
+    assert torch.equal(found, wanted)
+    weight = model.img_classifier.out_cluster.weight
+    gradients = [torch.autograd.grad(soft.square().sum(), weight)[0] for soft in (found, wanted)]
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
 def test_the_losses_add_up(model):
     soft = torch.randn(2, 9, 10)
     ids = torch.randint(0, 7, (2, 9))
