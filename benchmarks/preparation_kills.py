@@ -50,10 +50,12 @@ from generations.features.extractors import Patches
 from generations.image_generator.trainer import GeneratorTrainer
 from generations.pipelines import preparation
 
+marks = [sys.argv[sys.argv.index("data_dir") + 1] + ".working"]
+
 def slowly(function):
     def call(*arguments, **more):
-        if sys.argv[1] != "captions":
-            open(sys.argv[sys.argv.index("data_dir") + 1] + ".working", "a").close()
+        if marks:  # once: whoever waits for the mark takes it away
+            open(marks.pop(), "a").close()
         time.sleep(0.04)
         return function(*arguments, **more)
     return call
@@ -94,6 +96,7 @@ def command(world: Path, out: Path, step: str) -> list[str]:
 def begin(world: Path, out: Path, step: str) -> subprocess.Popen[bytes]:
     """Start a step; it and its workers are one process group."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    Path(f"{out}.working").unlink(missing_ok=True)
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(
             command(world, out, step),
