@@ -7,7 +7,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+ABANDONED_AFTER = 600.0  # seconds in which nothing was written to a temporary file
 MOST_BYTES = 2**32  # that a packed file may unpack to
 
 
@@ -58,6 +59,14 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
             flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Remove temporary files of `atomic_path` that killed processes left in a folder."""
+    for file in Path(folder).glob(".*-????????.tmp*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
+                file.unlink()
 
 
 def flush_folder(folder: Path) -> None:
