@@ -3,29 +3,36 @@
     python benchmarks/preparation_kills.py [--kills 4] [--images 60] [--seed 0] [--folder DIR]
 
 The steps features, clusters and generator each meet SIGKILL at random moments of their work (not
-while they import), `--kills` of them for each step, and are then left to finish. A step that is
-done before its moment begins anew from nothing, and the kill does not count. At the end the packed
+while they start), `--kills` of them for each step, and are then left to finish. Every start is a
+process of its own, forked from this one, which has imported what they need. A step that is done
+before its moment begins anew from nothing, and the kill does not count. At the end the packed
 features, the codebook, the cluster ids and the generator's weights must be equal, byte for byte, to
 those of a folder that was prepared without any kill.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from generations import cli, prepare
 from generations.checkpoint import read_tensors
+from generations.datasets import feature_writers
 from generations.datasets.mini_world import write_vocabulary, write_world
+from generations.features.extractors import Patches
+from generations.image_generator.trainer import GeneratorTrainer
+from generations.pipelines import preparation
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600.0  # seconds for anything
@@ -38,37 +45,45 @@ OUTPUTS = {
     "generator": ("generator.pth", "generator_training.pth"),
 }
 DONE = OUTPUTS | {"generator": ("generator.pth",)}
+FORK = multiprocessing.get_context("fork")
+SLOW = (  # what takes its time
+    *((Patches, "__call__"), (GeneratorTrainer, "step")),
+    *((preparation, name) for name in ("sample_cells", "fit_kmeans", "write_array_pickle", "note")),
+)
 
-# the entry, with small parts, and work that takes long enough to be killed in its midst
-ENTRY = """
-import sys, time
-sys.path.insert(0, {root!r})
-from generations import cli, prepare
-from generations.datasets import feature_writers
-from generations.features import clustering
-from generations.features.extractors import Patches
-from generations.image_generator.trainer import GeneratorTrainer
-from generations.pipelines import preparation
 
-def slowly(function):
-    def call(*arguments, **more):
-        if sys.argv[1] != "captions":
-            open(sys.argv[sys.argv.index("data_dir") + 1] + ".working", "a").close()
-        time.sleep(0.04)
-        return function(*arguments, **more)
-    return call
+def work(arguments: Sequence[str], mark: Path, log: Path) -> None:
+    """`prepare.py` with small parts, and work that takes long enough to be killed in its midst.
 
-feature_writers.PART_SIZE = 2
-Patches.__call__ = slowly(Patches.__call__)
-GeneratorTrainer.step = slowly(GeneratorTrainer.step)
-for name in ("sample_cells", "fit_kmeans", "write_array_pickle", "note"):
-    setattr(preparation, name, slowly(getattr(preparation, name)))
-cli.run(prepare.main)
-"""
+    Args:
+        arguments: of the entry.
+        mark: a file that appears when the work begins.
+        log: what is said is added here.
+    """
+    os.setsid()  # with its children, a group that is killed as a whole
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    marks = [mark]
+
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            if marks:
+                marks.pop().touch()
+            time.sleep(0.04)
+            return function(*arguments, **more)
+
+        return call
+
+    feature_writers.PART_SIZE = 2
+    for place, name in SLOW:
+        setattr(place, name, slowly(getattr(place, name)))
+    sys.argv = ["prepare.py", *arguments]
+    cli.run(prepare.main)
 
 
 def command(world: Path, out: Path, step: str) -> list[str]:
-    """One step of preparation, with an image generator of few channels."""
+    """Arguments of one step of preparation, with an image generator of few channels."""
     values = {
         "images_dir": world / "images",
         "captions_file": world / "dataset_mini.json",
@@ -87,41 +102,36 @@ def command(world: Path, out: Path, step: str) -> list[str]:
         "generator.report_every": 3,
     }
     pairs = [str(part) for pair in values.items() for part in pair]
-    config = str(ROOT / "configs" / "mini" / "stage1.yaml")
-    return [sys.executable, str(world / "entry.py"), step, "--config", config, *pairs]
+    return [step, "--config", str(ROOT / "configs" / "mini" / "stage1.yaml"), *pairs]
 
 
-def begin(world: Path, out: Path, step: str) -> subprocess.Popen[bytes]:
-    """Start a step; it and its workers are one process group."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            command(world, out, step),
-            env=environment,
-            start_new_session=True,
-            stdout=log,
-            stderr=log,
-        )
+def begin(world: Path, out: Path, step: str) -> BaseProcess:
+    """Start a step."""
+    mark, log = Path(f"{out}.working"), Path(f"{out}.log")
+    mark.unlink(missing_ok=True)
+    process = FORK.Process(target=work, args=(command(world, out, step), mark, log))
+    process.start()
+    return process
 
 
 def finish(world: Path, out: Path, step: str) -> float:
     """Do a step to its end; the seconds that its work took."""
     process = begin(world, out, step)
     start = wait_for_work(process, out)
-    if process.wait(PATIENCE):
-        raise SystemExit(f"the step {step} failed: {out}.log")
+    process.join(PATIENCE)
+    if process.exitcode != 0:
+        raise SystemExit(f"the step {step} failed: {Path(f'{out}.log').read_text()[-3000:]}")
     return time.perf_counter() - start
 
 
-def wait_for_work(process: subprocess.Popen[bytes], out: Path) -> float:
-    """Wait until a step has imported what it needs and works, or is over; the moment."""
+def wait_for_work(process: BaseProcess, out: Path) -> float:
+    """Wait until a step works, or is over; the moment."""
     mark = Path(f"{out}.working")
     deadline = time.perf_counter() + PATIENCE
-    while process.poll() is None and not mark.exists():
+    while process.is_alive() and not mark.exists():
         if time.perf_counter() > deadline:
-            raise SystemExit(f"nothing happens: {out}.log")
+            raise SystemExit(f"nothing happens: {Path(f'{out}.log').read_text()[-3000:]}")
         time.sleep(0.002)
-    mark.unlink(missing_ok=True)
     return time.perf_counter()
 
 
@@ -129,12 +139,12 @@ def kill_at_random(world: Path, out: Path, step: str, within: float, rng: random
     """Start a step and kill it after up to `within` seconds; what it left, '' if it was done."""
     process = begin(world, out, step)
     wait_for_work(process, out)
-    try:
-        process.wait(rng.uniform(0, 1) * within)
+    process.join(rng.uniform(0, 1) * within)
+    if not process.is_alive():
         return ""
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     if all((out / name).exists() for name in DONE[step]):
         return ""
     if step == "features":
@@ -173,7 +183,6 @@ def measure(folder: Path, kills: int, images: int, seed: int) -> dict[str, Any]:
     world = folder / "world"
     write_world(world, train=images, val=max(2, images // 6), test=max(2, images // 6))
     write_vocabulary(world / "vocab.txt")
-    (world / "entry.py").write_text(ENTRY.format(root=str(ROOT)))
     whole, killed = folder / "whole", folder / "killed"
     rng = random.Random(seed)
     rows: dict[str, list[str]] = {}
@@ -204,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(
             *(options.folder or Path(temporary), options.kills, options.images, options.seed)

@@ -180,8 +180,8 @@ def default_config() -> CfgNode:
     cfg.features.extractor = "patches"
     # torchvision: resnet50, fasterrcnn_resnet50_fpn, ...; open_clip: ViT-B-32, ... or a .json
     cfg.features.backbone = ""
-    # torchvision: module or level whose output is pooled; efficientnet-lite0: first+last;
-    # '': the last map
+    # torchvision: module or level whose output is pooled; efficientnet-lite0: first+last or
+    # first2x2+last; '': the last map
     cfg.features.layer = ""
     # torchvision's name (IMAGENET1K_V2), open_clip's tag (openai), a file, or random (of the seed);
     # '': the extractor's own

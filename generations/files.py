@@ -8,7 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 _UMASK = threading.Lock()  # reading it sets it: with two threads at it, it could stay at 0
+ABANDONED_AFTER = 600.0  # seconds in which nothing was written to a temporary file
 MOST_BYTES = 2**32  # that a packed file may unpack to
 
 
@@ -66,6 +67,14 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
             flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Remove temporary files of `atomic_path` that killed processes left in a folder."""
+    for file in Path(folder).glob(".*-????????.tmp*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
+                file.unlink()
 
 
 def flush_folder(folder: Path) -> None:

@@ -29,6 +29,7 @@ from yacs.config import CfgNode
 from generations import cli, runtime
 from generations.datasets.mini_world import write_vocabulary, write_world
 from generations.errors import UserError
+from generations.files import remove_abandoned
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
     check_sources,
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"the step {arguments.step} runs in one process: start it with python, not "
                 f"torchrun; {' and '.join(SHARED)} may run in several"
             )
+        if here.is_main:
+            remove_abandoned(cfg.data_dir)
         if arguments.step == "mini-world":
             draw_mini_world(cfg, arguments.sizes)
         elif arguments.step == "all":

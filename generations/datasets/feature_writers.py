@@ -11,7 +11,7 @@ from generations.datasets.packed import SUFFIX
 from generations.datasets.packed_writer import PackedWriter
 from generations.errors import UserError
 
-PART_SIZE = 128  # images: what a kill may cost
+PART_SIZE = 16  # images: what a kill may cost; of the slowest extractor it is two minutes
 WRITABLE = (SUFFIX, ".h5", ".hdf5")
 
 

