@@ -38,7 +38,7 @@ from generations.clip import ClipModel, load_clip
 from generations.datasets import painting_captions, read_split
 from generations.decoding import beam_captions, caption_tokens, draw_uniforms, sampled_captions
 from generations.decoding.captions import caption_lengths, log_probability, next_logits
-from generations.features import find_images, load_image
+from generations.features import ClusterAssigner, find_images, load_image
 from generations.files import read_json, write_json
 from generations.metrics.captions import evaluate_captions
 from generations.modeling import UnifiedTransformer
@@ -273,8 +273,12 @@ def real_pixels(bench: Bench) -> Callable[[slice], Tensor]:
 
 
 def true_cells(bench: Bench) -> Callable[[slice], Tensor]:
-    store = assembly.open_clusters(bench.cfg)
-    cells = torch.stack([torch.as_tensor(store.read(record.name)) for record in bench.records])
+    """The real pictures' cells as the model's codebook has them, whatever it was made from."""
+    store = assembly.open_features(bench.cfg)
+    nearest = ClusterAssigner(bench.model.cluster_codebook.weight.detach().numpy())
+    features = np.stack([store.read(record.name) for record in bench.records])  # (M, N, D)
+    ids = nearest(features.reshape(-1, features.shape[-1])).reshape(features.shape[:2])
+    cells = torch.from_numpy(ids)
 
     @torch.no_grad()
     def pixels(part: slice) -> Tensor:
