@@ -10,6 +10,7 @@ it was; --out names another folder. Times are those of one CPU thread, the best 
 """
 
 import logging
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -73,6 +74,7 @@ class Bench:
         self.generator = assembly.load_image_generator(cfg, self.here)
         self.records = read_split(cfg.dataset_coco, "test")[: options.images]
         self.file = self.folder / "figures.json"
+        self.wanted = re.compile(options.rows)
         self.figures: dict[str, Any] = {"captions": {}, "pictures": {}}
         if self.file.exists():
             self.figures = read_json(self.file)
@@ -93,6 +95,10 @@ class Bench:
             cfg.seed += 1
             train_small_clip(cfg, self.here)
         return load_clip(files[0], files[1], self.here.device)
+
+    def missing(self, table: str, name: str, figure: str) -> bool:
+        """Whether a row is asked for and has not this figure yet."""
+        return bool(self.wanted.search(name)) and figure not in self.row(table, name)
 
     def row(self, table: str, name: str) -> Row:
         """The figures of a row; what is written into them is kept by `save`."""
@@ -177,7 +183,7 @@ def caption_quality(bench: Bench) -> None:
     greedy: dict[str, np.ndarray] = {}
     for name, how in CAPTIONING.items():
         row = bench.row("captions", name)
-        if "cider_d" in row and greedy:
+        if greedy and not bench.missing("captions", name, "cider_d"):
             continue
         seeds = bench.options.seeds if how.method == "sample" else bench.options.seeds[:1]
         draws = [describe(bench, how, seed) for seed in seeds]
@@ -248,7 +254,7 @@ def picture_quality(bench: Bench) -> None:
     usual = painted(PaintingSettings(bench.cfg.text_length))
     for name in (*references, *PAINTING):
         row = bench.row("pictures", name)
-        if "first" in row:
+        if not bench.missing("pictures", name, "first"):
             continue
         if name in references:
             draws = [references[name]()]
@@ -303,7 +309,7 @@ def measure_times(bench: Bench, table: str) -> None:
             name: _pictures_job(bench, settings, texts[:count], ids[:count])
             for name, settings in PAINTING.items()
         }
-    jobs = {name: job for name, job in jobs.items() if "ms" not in bench.row(table, name)}
+    jobs = {name: job for name, job in jobs.items() if bench.missing(table, name, "ms")}
     best: dict[str, float] = {}
     for job in list(jobs.values())[:2]:
         job()  # warm
@@ -345,6 +351,7 @@ def _pictures_job(
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", choices=("quality", "time"), help="default: both")
     parser.add_argument("--table", choices=("captions", "pictures"), help="default: both")
+    parser.add_argument("--rows", default="", help="those whose names this expression finds")
     parser.add_argument("--images", type=int, help="of the test split; default: all")
     parser.add_argument("--timed", type=int, default=96, help="images that times are taken on")
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
