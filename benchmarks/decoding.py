@@ -6,7 +6,8 @@ Captions and pictures of the whole test split, by the newest checkpoint of a run
 world. What is drawn is drawn with several seeds. A second CLIP, trained with another seed, scores
 the pictures beside the one that ranks them; it is made where it is missing (about a minute).
 Figures are kept in <run>/decoding/figures.json and not measured again, so the command goes on where
-it was; --out names another folder. Times are those of one CPU thread, the best of the rounds.
+it was; --out names another folder. Times are processor time of one thread, which other work on the
+machine changes little; of the rounds the fastest counts.
 """
 
 import logging
@@ -77,7 +78,7 @@ class Bench:
         self.wanted = re.compile(options.rows)
         self.figures: dict[str, Any] = {"captions": {}, "pictures": {}}
         if self.file.exists():
-            self.figures = read_json(self.file)
+            self.figures = read_json(self.file, "figures")
         measured = {"checkpoint": start.iteration, "images": len(self.records)}
         if self.figures.setdefault("of", measured) != measured:
             raise SystemExit(f"{self.file} is of {self.figures['of']}: give another --out")
@@ -297,7 +298,7 @@ def true_cells(bench: Bench) -> Callable[[slice], Tensor]:
 
 
 def measure_times(bench: Bench, table: str) -> None:
-    """Milliseconds an image, of rounds that alternate between the rows."""
+    """Milliseconds of processor time an image, of rounds that alternate between the rows."""
     count = min(bench.options.timed, len(bench.records))
     if table == "captions":
         batches = list(bench.captioning_batches())[: max(1, count // BATCH)]
@@ -315,9 +316,9 @@ def measure_times(bench: Bench, table: str) -> None:
         job()  # warm
     for _ in range(bench.options.rounds):
         for name, job in jobs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             job()
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             best[name] = min(best.get(name, seconds), seconds)
     for name, seconds in best.items():
         bench.row(table, name)["ms"] = 1000 * seconds / count

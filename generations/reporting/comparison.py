@@ -15,7 +15,6 @@ from generations.reporting.pictures import (
     LINE,
     MARGIN,
     PAPER,
-    SIDE,
     font_of,
     square,
     wrap,
@@ -24,6 +23,7 @@ from generations.reporting.results import Painting, RealImages, Writing, gather
 from generations.reporting.table import ROWS, RUN
 
 PAINTED, WRITTEN = 6, 4  # captions and images that are shown
+SIDE = 112  # of a picture, in pixels
 WIDTH = (len(ROWS) + 1) * (SIDE + GAP) - GAP  # of the real picture and those of all rows
 NAMES = 2 * SIDE  # of the rows' names beside an image
 
@@ -122,7 +122,7 @@ def _painted(caption: str, rows: Sequence[Samples]) -> Image.Image:
     found = [row.paintings.get(caption) for row in rows]
     real = next((item.real for item in found if item and item.real), None)
     for column, path in enumerate([real, *(item and item.painted for item in found)]):
-        strip.paste(square(path), (column * (SIDE + GAP), 0))
+        strip.paste(square(path, SIDE), (column * (SIDE + GAP), 0))
     font = font_of(15)
     (line,) = wrap(caption, font, strip.width, 1) or [""]
     draw.text((0, SIDE + 4), line, INK, font)
@@ -136,7 +136,7 @@ def _written(image: Path, rows: Sequence[Samples]) -> Image.Image:
     texts = [(title, item.caption or "(empty)" if item else "", INK) for title, item in found]
     texts += [("a person", text, FAINT) for text in references[:1]]
     strip, draw = _strip(max(SIDE, len(texts) * LINE) + 2 * GAP)
-    strip.paste(square(image), (0, 0))
+    strip.paste(square(image, SIDE), (0, 0))
     font, left = font_of(15), SIDE + GAP
     for place, (title, text, colour) in enumerate(texts):
         draw.text((left, place * LINE), title, FAINT, font)

@@ -131,15 +131,15 @@ def _write(
         top += 6
 
 
-def square(path: Path | None) -> Image.Image:
-    """A picture fitted into a SIDE x SIDE square; a grey one if there is none."""
-    square = Image.new("RGB", (SIDE, SIDE), ABSENT)
+def square(path: Path | None, side: int = SIDE) -> Image.Image:
+    """A picture fitted into a square of `side` pixels; a grey one if there is none."""
+    square = Image.new("RGB", (side, side), ABSENT)
     picture = read_picture(path) if path else None
     if picture is not None:
-        scale = SIDE / max(picture.size)
+        scale = side / max(picture.size)
         size = [max(1, round(length * scale)) for length in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-        square.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+        square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 

@@ -201,7 +201,7 @@ def to_markdown(table: Table) -> str:
     header = ["row", "seeds", *(column.title for column in table.columns)]
     lines = _markdown_rows(header, _lines(table, _figure))
     differences = _markdown_rows(header, _lines(table, _difference)[1:])
-    published = _markdown_rows(header[:1] + header[2:], _published(table))
+    published = _markdown_rows(["row", *(column.title for column in COLUMNS)], _published(table))
     return "\n".join(
         [
             *lines,
@@ -221,7 +221,7 @@ def to_html(table: Table, picture: bytes | None = None) -> str:
     for title, head, rows in (
         ("Table 1", header, _lines(table, _figure)),
         ("Differences to ours with the same seed", header, _lines(table, _difference)[1:]),
-        ("Published, on COCO", header[:1] + header[2:], _published(table)),
+        ("Published, on COCO", ["row", *(column.title for column in COLUMNS)], _published(table)),
     ):
         cells = "".join(f"<th>{escape(text)}</th>" for text in head)
         body = "".join(

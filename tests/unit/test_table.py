@@ -12,7 +12,7 @@ from PIL import Image
 from generations import report
 from generations.config import load_config
 from generations.errors import UserError
-from generations.reporting.pictures import SIDE
+from generations.reporting.comparison import SIDE
 from generations.reporting.table import ROWS, gather_table, to_html, to_latex, to_markdown
 
 
@@ -63,6 +63,7 @@ def test_all_forms_say_the_same(runs):
         assert "110.0 " in text and "0.7500" in text
     assert "| w/o unified architecture | 1 |  |  |  | -10.0 | +0.2500 | -10.0 |" in forms["md"]
     assert "| w/o sequence-level training | 2 |  |  |  | -25.0 ± 7.1 |" in forms["md"]
+    assert "| row | BLEU-4 | METEOR | ROUGE-L | CIDEr-D | FID | CLIPScore |" in forms["md"]
     assert "| ours | 37.3 | 28.2 | 57.9 | 122.6 | 29.9 | 77.2 |  |  |" in forms["md"]
     assert r"110.0 $\pm$ 14.1" in forms["tex"]
     assert "&" in forms["tex"] and r"fid_" not in forms["tex"]
