@@ -6,10 +6,12 @@ Captions and pictures of the whole test split, by the newest checkpoint of a run
 world. What is drawn is drawn with several seeds. A second CLIP, trained with another seed, scores
 the pictures beside the one that ranks them; it is made where it is missing (about a minute).
 Figures are kept in <run>/decoding/figures.json and not measured again, so the command goes on where
-it was; --out names another folder. Times are those of one CPU thread, the best of the rounds.
+it was; --out names another folder. Times are processor time of one thread, which other work on the
+machine changes little; of the rounds the fastest counts.
 """
 
 import logging
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -38,7 +40,7 @@ from generations.clip import ClipModel, load_clip
 from generations.datasets import painting_captions, read_split
 from generations.decoding import beam_captions, caption_tokens, draw_uniforms, sampled_captions
 from generations.decoding.captions import caption_lengths, log_probability, next_logits
-from generations.features import find_images, load_image
+from generations.features import ClusterAssigner, find_images, load_image
 from generations.files import read_json, write_json
 from generations.metrics.captions import evaluate_captions
 from generations.modeling import UnifiedTransformer
@@ -73,9 +75,10 @@ class Bench:
         self.generator = assembly.load_image_generator(cfg, self.here)
         self.records = read_split(cfg.dataset_coco, "test")[: options.images]
         self.file = self.folder / "figures.json"
+        self.wanted = re.compile(options.rows)
         self.figures: dict[str, Any] = {"captions": {}, "pictures": {}}
         if self.file.exists():
-            self.figures = read_json(self.file)
+            self.figures = read_json(self.file, "figures")
         measured = {"checkpoint": start.iteration, "images": len(self.records)}
         if self.figures.setdefault("of", measured) != measured:
             raise SystemExit(f"{self.file} is of {self.figures['of']}: give another --out")
@@ -93,6 +96,10 @@ class Bench:
             cfg.seed += 1
             train_small_clip(cfg, self.here)
         return load_clip(files[0], files[1], self.here.device)
+
+    def missing(self, table: str, name: str, figure: str) -> bool:
+        """Whether a row is asked for and has not this figure yet."""
+        return bool(self.wanted.search(name)) and figure not in self.row(table, name)
 
     def row(self, table: str, name: str) -> Row:
         """The figures of a row; what is written into them is kept by `save`."""
@@ -177,7 +184,7 @@ def caption_quality(bench: Bench) -> None:
     greedy: dict[str, np.ndarray] = {}
     for name, how in CAPTIONING.items():
         row = bench.row("captions", name)
-        if "cider_d" in row and greedy:
+        if greedy and not bench.missing("captions", name, "cider_d"):
             continue
         seeds = bench.options.seeds if how.method == "sample" else bench.options.seeds[:1]
         draws = [describe(bench, how, seed) for seed in seeds]
@@ -248,7 +255,7 @@ def picture_quality(bench: Bench) -> None:
     usual = painted(PaintingSettings(bench.cfg.text_length))
     for name in (*references, *PAINTING):
         row = bench.row("pictures", name)
-        if "first" in row:
+        if not bench.missing("pictures", name, "first"):
             continue
         if name in references:
             draws = [references[name]()]
@@ -273,8 +280,12 @@ def real_pixels(bench: Bench) -> Callable[[slice], Tensor]:
 
 
 def true_cells(bench: Bench) -> Callable[[slice], Tensor]:
-    store = assembly.open_clusters(bench.cfg)
-    cells = torch.stack([torch.as_tensor(store.read(record.name)) for record in bench.records])
+    """The real pictures' cells as the model's codebook has them, whatever it was made from."""
+    store = assembly.open_features(bench.cfg)
+    nearest = ClusterAssigner(bench.model.cluster_codebook.weight.detach().numpy())
+    features = np.stack([store.read(record.name) for record in bench.records])  # (M, N, D)
+    ids = nearest(features.reshape(-1, features.shape[-1])).reshape(features.shape[:2])
+    cells = torch.from_numpy(ids)
 
     @torch.no_grad()
     def pixels(part: slice) -> Tensor:
@@ -287,7 +298,7 @@ def true_cells(bench: Bench) -> Callable[[slice], Tensor]:
 
 
 def measure_times(bench: Bench, table: str) -> None:
-    """Milliseconds an image, of rounds that alternate between the rows."""
+    """Milliseconds of processor time an image, of rounds that alternate between the rows."""
     count = min(bench.options.timed, len(bench.records))
     if table == "captions":
         batches = list(bench.captioning_batches())[: max(1, count // BATCH)]
@@ -299,15 +310,15 @@ def measure_times(bench: Bench, table: str) -> None:
             name: _pictures_job(bench, settings, texts[:count], ids[:count])
             for name, settings in PAINTING.items()
         }
-    jobs = {name: job for name, job in jobs.items() if "ms" not in bench.row(table, name)}
+    jobs = {name: job for name, job in jobs.items() if bench.missing(table, name, "ms")}
     best: dict[str, float] = {}
     for job in list(jobs.values())[:2]:
         job()  # warm
     for _ in range(bench.options.rounds):
         for name, job in jobs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             job()
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             best[name] = min(best.get(name, seconds), seconds)
     for name, seconds in best.items():
         bench.row(table, name)["ms"] = 1000 * seconds / count
@@ -341,6 +352,7 @@ def _pictures_job(
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", choices=("quality", "time"), help="default: both")
     parser.add_argument("--table", choices=("captions", "pictures"), help="default: both")
+    parser.add_argument("--rows", default="", help="those whose names this expression finds")
     parser.add_argument("--images", type=int, help="of the test split; default: all")
     parser.add_argument("--timed", type=int, default=96, help="images that times are taken on")
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")

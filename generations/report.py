@@ -19,10 +19,12 @@ from typing import Any
 from yacs.config import CfgNode
 
 from generations import cli
+from generations.config import load_config
 from generations.datasets import ImageRecord, read_karpathy
 from generations.errors import UserError
 from generations.files import atomic_path, write_json, write_text
 from generations.pipelines.assembly import run_folder
+from generations.reporting.comparison import comparison_sheet, first_seed, samples_of
 from generations.reporting.curves import read_curves
 from generations.reporting.gallery import ONE_FILE_UP_TO, lay_out, write_gallery, write_page
 from generations.reporting.page import FIGURES, render_page
@@ -75,13 +77,36 @@ def _options(parser: ArgumentParser) -> None:
 
 
 def write_table(folder: Path) -> None:
-    """Write table1.md, table1.html and table1.tex into the folder of the runs."""
+    """Write table1.md, .html, .tex and .png into the folder of the runs."""
     table = gather_table(folder)
-    write_text(folder / "table1.html", to_html(table))
+    seed = first_seed(folder)
+    sheet = comparison_sheet(samples_of(folder, seed, _real_images(folder)))
+    picture = None
+    if sheet is not None:
+        with atomic_path(folder / "table1.png") as temporary:
+            sheet.save(temporary, format="PNG", optimize=True)
+        picture = (folder / "table1.png").read_bytes()
+    write_text(folder / "table1.html", to_html(table, picture))
     write_text(folder / "table1.tex", to_latex(table))
     text = to_markdown(table)
     write_text(folder / "table1.md", text)
-    logger.info("%s\nwrote table1.md, table1.html and table1.tex into %s", text, folder)
+    written = "table1.md, .html and .tex" if picture is None else "table1.md, .html, .tex and .png"
+    logger.info("%s\nwrote %s into %s (pictures: seed %d)", text, written, folder, seed)
+
+
+def _real_images(folder: Path) -> RealImages:
+    """The images that the runs of a table are of, as their configurations say."""
+    for path in sorted(folder.glob("*_seed*/config.yaml")):
+        try:
+            cfg = load_config([path])
+        except UserError as error:
+            logger.warning("%s", error)
+            continue
+        records, problem = _records(cfg)
+        if problem:
+            logger.warning("%s", problem)
+        return RealImages(records, Path(cfg.images_dir) if cfg.images_dir else None)
+    return RealImages([], None)
 
 
 def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:

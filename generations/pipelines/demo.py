@@ -114,12 +114,17 @@ class Demo:
             cfg.text_length, bool(cfg.collapse_repeats), seed=cfg.seed, **dict(cfg.decoding)
         )
 
-    def paint(self, caption: str, settings: PaintingSettings) -> list[Picture]:
+    def paint(self, caption: str, settings: PaintingSettings | None = None) -> list[Picture]:
         """Paint a caption; with CLIP the best picture is first, else the greedy one.
+
+        Args:
+            caption: what to paint.
+            settings: how; None: `painting`.
 
         Raises:
             UserError: the caption is empty.
         """
+        settings = settings or self.painting
         text = clean_caption(caption)
         if not text:
             raise UserError("the caption is empty: write what to paint")
@@ -151,12 +156,19 @@ class Demo:
         scored = [replace(item, score=score) for item, score in zip(pictures, scores, strict=True)]
         return sorted(scored, key=lambda item: -(item.score or 0))  # equal ones keep their order
 
-    def describe(self, image: str | Path, settings: CaptioningSettings) -> list[Caption]:
+    def describe(
+        self, image: str | Path, settings: CaptioningSettings | None = None
+    ) -> list[Caption]:
         """Caption an image file, the best caption first.
+
+        Args:
+            image: the file.
+            settings: how; None: `captioning`.
 
         Raises:
             UserError: the file is no image.
         """
+        settings = settings or self.captioning
         pixels = load_image(image, self._extractor.image_size)
         features = torch.from_numpy(self._extractor([pixels])).flatten(1, 2)  # (1, N, D)
         inputs = {"features": features}

@@ -65,10 +65,10 @@ def contact_sheet(
     width = 2 * MARGIN + COLUMNS * CARD + (COLUMNS - 1) * 2 * GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + 40 + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, INK, _font(26))
+    draw.text((MARGIN, MARGIN), title, INK, font_of(26))
     top = MARGIN + 40
     for (heading, cards), height in zip(sections, heights, strict=True):
-        draw.text((MARGIN, top + 14), heading, ACCENT, _font(18))
+        draw.text((MARGIN, top + 14), heading, ACCENT, font_of(18))
         for place, card in enumerate(cards):
             row, column = divmod(place, COLUMNS)
             sheet.paste(
@@ -104,14 +104,14 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
 def _painting_card(item: Painting) -> Image.Image:
     card = Image.new("RGB", (CARD, SIDE + 6 + LINE * 2), PAPER)
     for place, path in enumerate((item.painted, item.real)):
-        card.paste(_square(path), (place * (SIDE + GAP), 0))
+        card.paste(square(path), (place * (SIDE + GAP), 0))
     _write(card, (0, SIDE + 6), [(item.caption, INK, 2)])
     return card
 
 
 def _writing_card(item: Writing) -> Image.Image:
     card = Image.new("RGB", (CARD, SIDE), PAPER)
-    card.paste(_square(item.image), (0, 0))
+    card.paste(square(item.image), (0, 0))
     texts = [(item.caption or "(empty)", INK, 3)]
     texts += [(text, FAINT, 3) for text in item.references[:1]]
     _write(card, (SIDE + GAP, 2), texts)
@@ -122,7 +122,7 @@ def _write(
     card: Image.Image, corner: tuple[int, int], texts: Sequence[tuple[str, str, int]]
 ) -> None:
     """Write texts of a colour and a number of lines one under the other."""
-    draw, font = ImageDraw.Draw(card), _font(15)
+    draw, font = ImageDraw.Draw(card), font_of(15)
     left, top = corner
     for text, colour, lines in texts:
         for row in wrap(text, font, card.width - left, lines):
@@ -131,19 +131,20 @@ def _write(
         top += 6
 
 
-def _square(path: Path | None) -> Image.Image:
-    """A picture fitted into a SIDE x SIDE square; a grey one if there is none."""
-    square = Image.new("RGB", (SIDE, SIDE), ABSENT)
+def square(path: Path | None, side: int = SIDE) -> Image.Image:
+    """A picture fitted into a square of `side` pixels; a grey one if there is none."""
+    square = Image.new("RGB", (side, side), ABSENT)
     picture = read_picture(path) if path else None
     if picture is not None:
-        scale = SIDE / max(picture.size)
+        scale = side / max(picture.size)
         size = [max(1, round(length * scale)) for length in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-        square.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+        square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The font of sheets, `size` pixels high."""
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

@@ -1,6 +1,7 @@
 """Table 1 of the paper from the runs of scripts/table1.sh, as markdown, HTML and LaTeX."""
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -43,11 +44,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure over the seeds; `delta` is against ours, `published` the paper's."""
+    """A figure over the seeds, and the paper's.
+
+    Attributes:
+        value: mean.
+        std: standard deviation; None of one seed.
+        delta: mean difference to ours with the same seed, over the seeds that both have.
+        delta_std: standard deviation of these differences; None of one seed.
+        published: the paper's figure, if it is at hand.
+    """
 
     value: float | None = None
     std: float | None = None
     delta: float | None = None
+    delta_std: float | None = None
     published: float | None = None
 
 
@@ -118,10 +128,12 @@ def gather_table(folder: Path) -> Table:
     if not found:
         raise UserError(f"{folder}: no finished runs of scripts/table1.sh are there")
     columns = [_named(column, found) for column in COLUMNS]
-    ours = _cells(ROWS[0], columns, found, None)
     rows = []
     for row in ROWS:
-        cells = _cells(row, columns, found, None if row is ROWS[0] else ours)
+        cells = [
+            _cell(row, column, published, found)
+            for column, published in zip(columns, (part.name for part in COLUMNS), strict=True)
+        ]
         seeds = max(len(found.get(run, {})) for run in (row.captions, row.pictures))
         rows.append((row.title, seeds, cells))
     return Table(columns, rows)
@@ -150,30 +162,35 @@ def _named(column: Column, found: Mapping[str, Mapping[int, Mapping[str, float]]
     return Column(f"{column.title} ({name[len(start) :]})", name, column.group, 1, column.digits)
 
 
-def _cells(
+def _cell(
     row: Row,
-    columns: Sequence[Column],
+    column: Column,
+    published: str,
     found: Mapping[str, Mapping[int, Mapping[str, float]]],
-    ours: Sequence[Cell] | None,
-) -> list[Cell]:
-    cells = []
-    for place, column in enumerate(columns):
-        seeds = found.get(row.captions if column.group == "captions" else row.pictures, {})
-        values = [
-            part[column.name] * column.scale for part in seeds.values() if column.name in part
-        ]
-        value = mean(values) if values else None
-        reference = ours[place].value if ours else None
-        published = row.published.get(COLUMNS[place].name)
-        cells.append(
-            Cell(
-                value,
-                stdev(values) if len(values) > 1 else None,
-                None if value is None or reference is None else value - reference,
-                published,
-            )
-        )
-    return cells
+) -> Cell:
+    values = _by_seed(row, column, found)
+    ours = {} if row is ROWS[0] else _by_seed(ROWS[0], column, found)
+    differences = [value - ours[seed] for seed, value in values.items() if seed in ours]
+    return Cell(
+        *_mean_and_deviation([*values.values()]),
+        *_mean_and_deviation(differences),
+        row.published.get(published),
+    )
+
+
+def _by_seed(
+    row: Row, column: Column, found: Mapping[str, Mapping[int, Mapping[str, float]]]
+) -> dict[int, float]:
+    seeds = found.get(row.captions if column.group == "captions" else row.pictures, {})
+    return {
+        seed: figures[column.name] * column.scale
+        for seed, figures in seeds.items()
+        if column.name in figures
+    }
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
 
 # --- forms ---------------------------------------------------------------------------------------
@@ -184,11 +201,11 @@ def to_markdown(table: Table) -> str:
     header = ["row", "seeds", *(column.title for column in table.columns)]
     lines = _markdown_rows(header, _lines(table, _figure))
     differences = _markdown_rows(header, _lines(table, _difference)[1:])
-    published = _markdown_rows(header[:1] + header[2:], _published(table))
+    published = _markdown_rows(["row", *(column.title for column in COLUMNS)], _published(table))
     return "\n".join(
         [
             *lines,
-            "\nDifferences to ours:\n",
+            "\nDifferences to ours with the same seed:\n",
             *differences,
             "\nPublished (COCO; FID by the original's network). Empty: not at hand.\n",
             *published,
@@ -197,24 +214,28 @@ def to_markdown(table: Table) -> str:
     )
 
 
-def to_html(table: Table) -> str:
-    """A page that needs nothing but itself."""
+def to_html(table: Table, picture: bytes | None = None) -> str:
+    """A page that needs nothing but itself; `picture` is a PNG to show under the tables."""
     parts = []
     header = ["row", "seeds", *(column.title for column in table.columns)]
     for title, head, rows in (
         ("Table 1", header, _lines(table, _figure)),
-        ("Differences to ours", header, _lines(table, _difference)[1:]),
-        ("Published, on COCO", header[:1] + header[2:], _published(table)),
+        ("Differences to ours with the same seed", header, _lines(table, _difference)[1:]),
+        ("Published, on COCO", ["row", *(column.title for column in COLUMNS)], _published(table)),
     ):
         cells = "".join(f"<th>{escape(text)}</th>" for text in head)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
         )
         parts.append(f"<h2>{escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
+    if picture:
+        source = f"data:image/png;base64,{b64encode(picture).decode()}"
+        parts.append(f'<h2>Pictures and captions</h2><img alt="of each row" src="{source}">')
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:32px;color:#1c2430;background:#fff}"
         "table{border-collapse:collapse}td,th{padding:5px 14px 5px 0;text-align:right;"
-        "border-bottom:1px solid #e2e5e9}td:first-child,th:first-child{text-align:left}"
+        "border-bottom:1px solid #e2e5e9;white-space:nowrap}img{max-width:100%}"
+        "td:first-child,th:first-child{text-align:left}"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Table 1</title>'
@@ -258,14 +279,17 @@ def _lines(table: Table, form: Callable[[Cell, Column], str]) -> list[list[str]]
 
 
 def _figure(cell: Cell, column: Column) -> str:
-    if cell.value is None:
-        return ""
-    spread = "" if cell.std is None else f" ± {cell.std:.{column.digits}f}"
-    return f"{cell.value:.{column.digits}f}{spread}"
+    return _spread(cell.value, cell.std, f".{column.digits}f")
 
 
 def _difference(cell: Cell, column: Column) -> str:
-    return "" if cell.delta is None else f"{cell.delta:+.{column.digits}f}"
+    return _spread(cell.delta, cell.delta_std, f"+.{column.digits}f")
+
+
+def _spread(value: float | None, std: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:{form}}" + ("" if std is None else f" ± {std:{form.removeprefix('+')}}")
 
 
 def _published(table: Table) -> list[list[str]]:

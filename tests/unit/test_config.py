@@ -1,8 +1,12 @@
 """Merging, reading and refusing configurations."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yacs.config import CfgNode
 
 from generations.config import TASKS, default_config, load_config
 from generations.errors import UserError
@@ -99,3 +103,60 @@ def test_the_defaults_are_the_published_setting():
     cfg = default_config()
     assert (cfg.solver.lr, cfg.solver.eps, cfg.scheduler.warmup_steps) == (5e-5, 1e-6, 10000)
     assert (cfg.grid_cluster_num, cfg.grid_feat_dim, cfg.text_length) == (10000, 2048, 17)
+
+
+# the original's command lines, as its README has them
+ORIGINAL = {
+    "inference": """use_mix_feature 1 use_grid_cluster 1 use_grid_feat 1 test_num 50 text_length 17
+        test_val2014 1 samples_per_gpu 10 resume_from_latest 0  load_model_only 1
+        model_path /path/to/models/ours/it_generator.pth """,
+    "stage 1": """samples_per_gpu 32 test_interval 10000 checkpoint_time 10000
+        scheduler.max_steps 200000 train_split train use_mix_feature 1 use_grid_cluster 1
+        use_grid_feat 1 scheduler.method WarmupCosineSchedule solver.lr 5e-5
+        scheduler.warmup_steps 10000 load_model_only 0 resume_from_latest 1
+        iteration_tasks ['xe_i2t','xe_t2i']  """,
+    "sampling": """ test_num -1 samples_per_gpu 10 load_model_only 1 resume_from_latest 1
+        eval_fid 0 eval_is 0 eval_clipscore 0 test_val2014 1 """,
+    "scores": """ eval_fid 0 eval_is 0 eval_clipscore 0 eval_rprec 1 eval_rprec_hard 1
+        test_val2014 1 test_num -1 """,
+    "stage 2": """samples_per_gpu 20 test_interval 10000 checkpoint_time 10000
+        scheduler.max_steps 500000 train_split train use_mix_feature 1 use_grid_cluster 1
+        use_grid_feat 1  scheduler.method ConstantLRSchedule solver.lr 1e-6 num_workers 2
+        load_model_only 1 resume_from_latest 1
+        model_path ../../models/generate-it/output/it_generator_stage1/model_0200000.pth
+        iteration_tasks ['rl_i2t','rl_t2i','xe_t2i'] mse_loss 0 use_clip_score 1 text_length 16 """,
+    "captions alone": "iteration_tasks ['rl_i2t'] scheduler.max_steps 200000",
+    "pictures alone": "iteration_tasks ['rl_t2i','xe_t2i'] scheduler.max_steps 300000",
+    "half": "iteration_tasks ['xe_t2i'] scheduler.max_steps 100000 scheduler.warmup_steps 5000",
+    "dense": "use_mix_feature 0 use_grid_cluster 0 use_grid_feat 1",
+    "discrete": "use_mix_feature 0 use_grid_cluster 1 use_grid_feat 0",
+    "without CLIP": "mse_loss 1 use_clip_score 0",
+}
+
+
+def typed(line: str, folder: Path) -> CfgNode:
+    """The configuration of a command line that is typed, unquoted, into bash in a folder."""
+    command = f"params=\" {line} \"; printf '%s\\n' exp_id X ${{params}}"
+    words = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True)
+    return load_config([], words.stdout.decode().splitlines())
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_the_originals_lines_are_understood(name, tmp_path):
+    cfg = typed(ORIGINAL[name], tmp_path)
+    words = ORIGINAL[name].split()
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        found = cfg
+        for part in key.split("."):
+            found = found[part]
+        if key == "iteration_tasks":
+            assert list(found) == value.strip("[]").replace("'", "").split(",")
+        elif key != "model_path":
+            assert found == type(found)(value), key
+
+
+def test_the_originals_paths_are_meant_from_where_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path(typed(ORIGINAL["stage 2"], tmp_path).model_path)
+    wanted = "models/generate-it/output/it_generator_stage1/model_0200000.pth"
+    assert path.resolve() == (tmp_path / "../.." / wanted).resolve()

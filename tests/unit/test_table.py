@@ -1,13 +1,18 @@
 """Table 1 from runs that are there."""
 
 import json
+from base64 import b64encode
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from generations import report
 from generations.config import load_config
 from generations.errors import UserError
+from generations.reporting.comparison import SIDE
 from generations.reporting.table import ROWS, gather_table, to_html, to_latex, to_markdown
 
 
@@ -24,7 +29,8 @@ def runs(tmp_path) -> Path:
         write(tmp_path, f"ours_stage2_seed{seed}", "images", clip_score=clip, fid_small=0.5)
     write(tmp_path, "captions_only_stage2_seed1", "captions", cider_d=0.9)
     write(tmp_path, "pictures_only_stage2_seed1", "images", clip_score=60.0, fid_small=0.75)
-    write(tmp_path, "ours_stage1_seed1", "captions", cider_d=0.8)
+    for seed, cider in ((1, 0.8), (2, 0.9)):
+        write(tmp_path, f"ours_stage1_seed{seed}", "captions", cider_d=cider)
     (tmp_path / "dense_stage2_seed1").mkdir()  # not scored yet
     return tmp_path
 
@@ -37,12 +43,15 @@ def test_figures_are_means_over_seeds_on_the_papers_scale(runs):
     assert (ours.value, ours.std) == (pytest.approx(110), pytest.approx(200**0.5))
     assert ours.delta is None and ours.published == 122.6
     apart = cells["w/o unified architecture"]
-    assert (apart["CIDEr-D"].value, apart["CIDEr-D"].delta) == (90, pytest.approx(-20))
-    assert apart["CLIPScore"].delta == pytest.approx(-11)
+    # against ours with the same seed, 1
+    assert (apart["CIDEr-D"].value, apart["CIDEr-D"].delta) == (90, pytest.approx(-10))
+    assert apart["CLIPScore"].delta == pytest.approx(-10)
+    early = cells["w/o sequence-level training"]["CIDEr-D"]
+    assert (early.delta, early.delta_std) == (pytest.approx(-25), pytest.approx(50**0.5))
     assert apart["FID (small)"].value == 0.75 and apart["CIDEr-D"].std is None
     assert cells["w/o sequence-level training"]["CLIPScore"].value is None
     assert all(cell.value is None for cell in cells["w/o two-level features: dense"].values())
-    assert [seeds for _, seeds, _ in table.rows] == [2, 1, 0, 0, 1, 0]
+    assert [seeds for _, seeds, _ in table.rows] == [2, 1, 0, 0, 2, 0]
 
 
 def test_all_forms_say_the_same(runs):
@@ -52,10 +61,65 @@ def test_all_forms_say_the_same(runs):
     for suffix, text in forms.items():
         assert (runs / f"table1.{suffix}").read_text() == text
         assert "110.0 " in text and "0.7500" in text
-    assert "| w/o unified architecture | 1 |  |  |  | -20.0 | +0.2500 | -11.0 |" in forms["md"]
+    assert "| w/o unified architecture | 1 |  |  |  | -10.0 | +0.2500 | -10.0 |" in forms["md"]
+    assert "| w/o sequence-level training | 2 |  |  |  | -25.0 ± 7.1 |" in forms["md"]
+    assert "| row | BLEU-4 | METEOR | ROUGE-L | CIDEr-D | FID | CLIPScore |" in forms["md"]
     assert "| ours | 37.3 | 28.2 | 57.9 | 122.6 | 29.9 | 77.2 |  |  |" in forms["md"]
     assert r"110.0 $\pm$ 14.1" in forms["tex"]
     assert "&" in forms["tex"] and r"fid_" not in forms["tex"]
+
+
+def paint(folder: Path, run: str, images: list[int], colour: tuple[int, int, int]) -> None:
+    """Pictures of one colour, and what else a run writes of them."""
+    painted = folder / run / "images_test_0000009"
+    painted.mkdir(parents=True)
+    items = []
+    for image in images:
+        Image.new("RGB", (16, 16), colour).save(painted / f"img{image}.png")
+        items.append(
+            {"file": f"img{image}.png", "caption": f"thing {image} & co.", "image_id": image}
+        )
+    (painted / "manifest.json").write_text(json.dumps({"items": items}))
+    captions = [{"image_id": image, "caption": f"by {run}"} for image in images]
+    (folder / run / "captions_test_0000009.json").write_text(json.dumps(captions))
+
+
+def test_the_first_captions_and_images_are_shown_as_each_row_has_them(runs):
+    (runs / "images").mkdir()
+    entries = []
+    for image in range(1, 9):
+        colour = (10, 10, 20 * image)
+        Image.new("RGB", (16, 16), colour).save(runs / f"images/pic{image}.png")
+        entries.append(
+            {"filename": f"pic{image}.png", "cocoid": image, "split": "test"}
+            | {"sentences": [{"tokens": ["a", "thing"]}]}
+        )
+    (runs / "dataset.json").write_text(json.dumps({"images": entries}))
+    paint(runs, "ours_stage2_seed1", [*range(1, 9)], (250, 0, 0))
+    paint(runs, "dense_stage2_seed1", [*range(8, 0, -1)], (0, 250, 0))
+    paint(runs, "no_clip_stage2_seed2", [*range(1, 9)], (0, 0, 250))  # of another seed
+    report.main(["--table1", str(runs)])  # without the real images
+    (runs / "dense_stage2_seed1/config.yaml").write_text(
+        f"dataset_coco: {runs / 'dataset.json'}\nimages_dir: {runs / 'images'}\n"
+    )
+    before = pixels_of(runs / "table1.png")
+    report.main(["--table1", str(runs)])
+    after = pixels_of(runs / "table1.png")
+    assert before[250, 0, 0] == after[250, 0, 0] == after[0, 250, 0] == 6 * SIDE**2
+    assert not after[0, 0, 250]
+    real = [after[10, 10, 20 * image] for image in range(1, 9)]
+    assert real == [2 * SIDE**2] * 4 + [SIDE**2] * 2 + [0] * 2  # six painted, four captioned
+    assert not before[10, 10, 20]
+    assert "data:image/png;base64," in (runs / "table1.html").read_text()
+    html = (runs / "table1.html").read_text()
+    assert b64encode((runs / "table1.png").read_bytes()).decode() in html
+
+
+def pixels_of(path: Path) -> Counter[Any]:
+    """How many pixels there are of each colour."""
+    with Image.open(path) as picture:
+        found = picture.convert("RGB").getcolors(1 << 24) or []
+    return Counter({colour: count for count, colour in found})
 
 
 def test_figures_of_different_networks_are_not_mixed(runs):
