@@ -3,7 +3,7 @@
 # installs only what changed. PYTHON names the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-wanted=$(cat requirements.txt generations/requirements.txt tests/requirements.txt pyproject.toml | cksum)
+wanted=$(cat requirements.txt tests/requirements.txt pyproject.toml | cksum)
 if [ "$(cat .venv/.installed 2>/dev/null || true)" != "$wanted" ]; then
   "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON")'
   "${PYTHON:-python3}" -m venv .venv
