@@ -152,10 +152,21 @@ class Watch:
 def ignore_stop_signals(worker: int = 0) -> None:
     """Let a data-loading process live on while the loop needs it (a DataLoader's worker_init_fn).
 
-    Launchers signal all processes; these end with the loop, or when its process is gone.
+    Launchers signal all processes. It ends with the loop; when its own parent, which may be leaving
+    after an error, tells it so; or when that is gone. Without effect where the system does not say
+    who sent a signal.
     """
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo(_SIGNALS).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, name="signals", daemon=True).start()
 
 
 def _heard(store: Any, rank: int, key: str) -> str:
