@@ -162,8 +162,9 @@ def processes_child(arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer = build_optimizer(model, SolverSettings())
         seconds: dict[str, list[float]] = {"step": [], "alone": [], "update": []}
         joined: set[str] = set()
-        for number in range(2 * ROUNDS + 2):
-            for sync in ("step", "alone"):  # the latter without an exchange of gradients
+        # alone: without an exchange of gradients, which DDP would then expect in the next one
+        for sync in ("step", "alone"):
+            for number in range(2 * ROUNDS + 2):
                 context = measures.our_context(False)
                 context.generator.manual_seed(number)
                 runtime.wait_for_all(here)

@@ -227,7 +227,7 @@ def test_the_benchmark_of_growth_runs(tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--size", "mini"),
-            *("--batch", "2", "--only", "captioning,processes", "--out", str(tmp_path / "rows")),
+            *("--batch", "2", "--only", "processes", "--out", str(tmp_path / "rows")),
         ],
         capture_output=True,
         text=True,
@@ -235,9 +235,8 @@ def test_the_benchmark_of_growth_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "rows").read_text())
-    assert [row.get("images") for row in rows[:3]] == [10, 20, 40]
-    assert [row["name"] for row in rows[3:]] == ["1 process", "2 processes"]
-    assert all(row["samples_per_s"] > 0 for row in rows[3:])
+    assert [row["name"] for row in rows] == ["1 process", "2 processes"]
+    assert all(row["samples_per_s"] > 0 for row in rows)
 
 
 def test_two_processes_train_one_model(world, tmp_path):
