@@ -187,31 +187,23 @@ def test_table_1_is_made_row_by_row_and_not_again(world, tmp_path):
     assert "saved" not in done.stderr  # the second call only gathers
 
 
-def test_the_memory_benchmark_runs():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "stage2_memory.py"), "--size", "mini"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def benchmark(script: str, *options: str) -> str:
+    """What a benchmark prints for the mini model."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--size", "mini", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "rl_i2t_memory_mini" in done.stdout and "rl_t2i_memory_mini" in done.stdout
+    return done.stdout
+
+
+def test_the_memory_benchmark_runs():
+    shown = benchmark("stage2_memory.py")
+    assert "rl_i2t_memory_mini" in shown and "rl_t2i_memory_mini" in shown
 
 
 def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
-    names = ["xe_t2i_step", "cider_d_reward"]
-    script = str(ROOT / "benchmarks" / "run.py")
-    done = subprocess.run(
-        [
-            *(sys.executable, script, "--size", "mini", "--rounds", "1"),
-            *("--only", ",".join(names), "--out", str(tmp_path / "figures.json")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tmp_path / "figures.json").read_text())
+    names, out = ["xe_t2i_step", "cider_d_reward"], tmp_path / "figures.json"
+    benchmark("run.py", "--rounds", "1", "--only", ",".join(names), "--out", str(out))
+    rows = json.loads(out.read_text())
     # the reward has no precision, so it is measured once
     assert [row["name"] for row in rows] == [
         *(f"{name}/mini" for name in names),
@@ -224,17 +216,9 @@ def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
 
 
 def test_the_benchmark_of_growth_runs(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--size", "mini"),
-            *("--batch", "2", "--only", "processes", "--out", str(tmp_path / "rows")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tmp_path / "rows").read_text())
+    out = tmp_path / "rows.json"
+    benchmark("growth.py", "--batch", "2", "--only", "processes", "--out", str(out))
+    rows = json.loads(out.read_text())
     assert [row["name"] for row in rows] == ["1 process", "2 processes"]
     assert all(row["samples_per_s"] > 0 for row in rows)
 
