@@ -133,7 +133,7 @@ class Detector(nn.Module):
         batch, _, height, width = pixels.shape
         box_height, box_width = height // grid_size, width // grid_size
         level = box_level(box_height, box_width)
-        maps = self.pyramid(self.body(pixels))[str(level - FINEST + 1)]
+        maps = self._level(self.body(pixels), level)
         boxes = grid_boxes(grid_size, box_height, box_width).to(pixels)
         pooled = roi_align(
             maps,
@@ -145,6 +145,18 @@ class Detector(nn.Module):
         )
         features = F.relu(self.box_head.fc6(pooled.flatten(1)))
         return features.reshape(batch, grid_size, grid_size, -1)
+
+    def _level(self, stages: Mapping[str, Tensor], level: int) -> Tensor:
+        """The one level of the pyramid that boxes of a size are taken from: all are of one size.
+
+        The finest level, which a grid of 8 does not need, would cost a quarter of the whole.
+        """
+        inner, layers = self.pyramid.inner_blocks, self.pyramid.layer_blocks
+        maps = inner[-1](stages[str(COARSEST - FINEST + 1)])
+        for finer in range(COARSEST - 1, level - 1, -1):
+            lateral = inner[finer - FINEST](stages[str(finer - FINEST + 1)])
+            maps = lateral + F.interpolate(maps, lateral.shape[-2:], mode="nearest")
+        return layers[level - FINEST](maps)
 
 
 def box_level(height: int, width: int) -> int:
