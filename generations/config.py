@@ -186,6 +186,8 @@ def default_config() -> CfgNode:
     # torchvision's name (IMAGENET1K_V2), open_clip's tag (openai), a file, or random (of the seed);
     # '': the extractor's own
     cfg.features.weights = ""
+    # float32, bfloat16 or float16: of the extractor's products; the two are quicker and less exact
+    cfg.features.precision = "float32"
     cfg.features.image_size = 256  # side of the square that images are resized to
     cfg.features.batch_size = 64
     cfg.features.store = "packed"  # one array file, or hdf5: the original's; see docs/data.md
@@ -529,6 +531,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("compile", cfg.compile, ("auto", "0", "1")),
         ("channels_last", cfg.channels_last, ("auto", "0", "1")),
         ("features.store", cfg.features.store, tuple(FEATURE_SUFFIXES)),
+        ("features.precision", cfg.features.precision, ("float32", "bfloat16", "float16")),
         ("features.dtype", cfg.features.dtype, ("float16", "bfloat16", "float32")),
     ]
     for key, value, known in choices:

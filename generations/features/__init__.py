@@ -41,5 +41,5 @@ def extractor_settings(cfg: CfgNode) -> ExtractorSettings:
     how = cfg.features
     return ExtractorSettings(
         *(how.extractor, how.image_size, cfg.grid_size, cfg.grid_feat_dim),
-        *(how.backbone, how.layer, how.weights, cfg.seed),
+        *(how.backbone, how.layer, how.weights, cfg.seed, how.precision),
     )

@@ -34,6 +34,7 @@ _KEYS = {
     "name": "features.extractor",
     "backbone": "features.backbone",
     "layer": "features.layer",
+    "precision": "features.precision",
     "image_size": "features.image_size",
     "grid_size": "grid_size",
     "dim": "grid_feat_dim",
@@ -107,6 +108,7 @@ def remembered_extractor(cfg: CfgNode, folder: Path | None, device: torch.device
         *(entry.get("backbone", ""), entry.get("layer", "")),
         weights=cfg.features.weights or entry.get("weights", ""),
         seed=entry.get("seed", 0),
+        precision=entry.get("precision", "float32"),
     )
     extractor = build_extractor(settings, device)
     now = describe(settings, extractor)
@@ -129,7 +131,7 @@ def name_of(entry: dict[str, Any]) -> str:
     """A description in a few words, for messages."""
     words = [
         str(entry["name"]),
-        *(str(entry[key]) for key in ("backbone", "layer") if key in entry),
+        *(str(entry[key]) for key in ("backbone", "layer", "precision") if key in entry),
     ]
     if entry.get("image_size"):
         words.append(f"at {entry['image_size']} pixels")
@@ -169,7 +171,7 @@ def _of_run(folder: Path) -> dict[str, Any] | None:
 def _checked(entry: Any, path: Path) -> dict[str, Any]:
     # image_size is null where pictures come as large as they are
     wanted = {"name": str, "image_size": int | None, "grid_size": int, "dim": int}
-    optional = {"backbone": str, "layer": str, "weights": str}
+    optional = {"backbone": str, "layer": str, "weights": str, "precision": str}
     if not isinstance(entry, dict) or not all(
         (key in entry or key in optional) and isinstance(entry.get(key, ""), kind)
         for key, kind in (wanted | optional).items()

@@ -1,5 +1,7 @@
 """The original's detector: names, shapes, preprocessing, features."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -279,5 +281,8 @@ def test_pictures_of_all_sizes_from_a_file_and_from_random_weights(tmp_path):
         np.testing.assert_allclose(butd(pictures[1:]), found[1:], rtol=1e-5)
         hashes.add(butd.weights_sha256)
     assert butd.image_size is None and len(hashes) == 3
+    low = Butd(replace(settings, precision="bfloat16"), device, TINY)(pictures)
+    exact = butd(pictures)
+    assert 0 < np.linalg.norm(low - exact) / np.linalg.norm(exact) < 0.05
     with pytest.raises(UserError, match="give the detectron_model"):
         Butd(ExtractorSettings("butd", 256, 2, 12), device, TINY)

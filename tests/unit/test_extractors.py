@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -17,7 +18,7 @@ from generations import prepare
 from generations.config import load_config
 from generations.datasets import open_feature_store
 from generations.errors import UserError
-from generations.features import ExtractorSettings, build_extractor, load_images
+from generations.features import ExtractorSettings, build_extractor, describe, load_images
 from generations.features.extractors import efficientnet_lite0, registry
 from generations.features.extractors.base import IMAGENET_MEAN, IMAGENET_STD, pool_cells, seeded
 from generations.features.extractors.efficientnet_lite0 import (
@@ -94,6 +95,20 @@ def test_random_weights_depend_on_the_seed_alone():
         return build_extractor(settings).weights_sha256
 
     assert build(1) == build(1) != build(2)
+
+
+def test_a_lower_precision_is_near_and_known():
+    def build(precision):
+        settings = ExtractorSettings("torchvision", 64, 2, 512, "resnet18", "", "random")
+        settings = replace(settings, precision=precision)
+        extractor = build_extractor(settings)
+        return extractor(images), describe(settings, extractor)
+
+    images = pictures(64)
+    (exact, facts), (low, low_facts) = build("float32"), build("bfloat16")
+    assert low.dtype == np.float32
+    assert 1e-4 < np.linalg.norm(low - exact) / np.linalg.norm(exact) < 0.03
+    assert low_facts == facts | {"precision": "bfloat16"} and "precision" not in facts
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -368,6 +383,17 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     torch.save(model.state_dict(), data / "weights.pth")
     with pytest.raises(UserError, match=r"weights \w{12}\), but .* now give .*weights \w{12}\)"):
         remembered_extractor(plain, None, CPU)
+
+
+def test_the_precision_of_the_features_is_kept(data):
+    prepared(data, "features.weights", "random", "features.precision", "bfloat16")
+    extractor = remembered_extractor(load_config(overrides=overrides(data)), None, CPU)
+    (batch,) = load_images([data / "0.png"], extractor.image_size, 1, 0)
+    kept = stored(data)
+    np.testing.assert_allclose(extractor(batch).reshape(4, 512), kept, rtol=1e-3, atol=1e-3)
+    asked = load_config(overrides=overrides(data, "features.precision", "float16"))
+    with pytest.raises(UserError, match=r"features\.precision float16: .* resnet18 bfloat16 at"):
+        remembered_extractor(asked, None, CPU)
 
 
 def test_runs_remember_their_extractor(data):

@@ -46,6 +46,7 @@ class SquareExtractor(ABC):
         self.name = settings.name
         self.image_size: int | None = settings.side
         self.grid_size = settings.grid_size
+        self._precision = settings.precision
         # pictures come with their channels last, and convolutions on CPUs are quicker so
         self.network = freeze(network).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,8 +77,16 @@ class SquareExtractor(ABC):
         cells = []
         for part in pixels.split(at_once):
             normal = (part.to(self._device) / 255 - self._mean) / self._std
-            cells.append(pool_cells(self.feature_map(normal), self.grid_size).cpu())
+            with autocast(self._device, self._precision):
+                maps = self.feature_map(normal)
+            cells.append(pool_cells(maps.float(), self.grid_size).cpu())
         return torch.cat(cells).numpy()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within it, products are computed in a precision of `PRECISIONS`."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def freeze(network: AnyModule) -> AnyModule:

@@ -22,6 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, roi_align
 from generations.checkpoint import read_tensors
 from generations.errors import UserError
 from generations.features.extractors.base import (
+    autocast,
     freeze,
     grid_boxes,
     refuse_misfit,
@@ -133,7 +134,7 @@ class Detector(nn.Module):
         batch, _, height, width = pixels.shape
         box_height, box_width = height // grid_size, width // grid_size
         level = box_level(box_height, box_width)
-        maps = self._level(self.body(pixels), level)
+        maps = self._level(self.body(pixels), level).float()
         boxes = grid_boxes(grid_size, box_height, box_width).to(pixels)
         pooled = roi_align(
             maps,
@@ -143,7 +144,7 @@ class Detector(nn.Module):
             sampling_ratio=2,
             aligned=False,
         )
-        features = F.relu(self.box_head.fc6(pooled.flatten(1)))
+        features = F.relu(self.box_head.fc6(pooled.flatten(1))).float()
         return features.reshape(batch, grid_size, grid_size, -1)
 
     def _level(self, stages: Mapping[str, Tensor], level: int) -> Tensor:
@@ -232,6 +233,7 @@ class Butd:
         self.detector = freeze(detector).to(device)
         self.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
+        self._precision = settings.precision
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
@@ -240,7 +242,9 @@ class Butd:
         for number, image in enumerate(images):
             # one by one: they differ in size, and one fills a GPU
             pixels = prepare_pixels(torch.from_numpy(image).to(self._device))
-            found[number] = self.detector(pixels[None], self.grid_size)[0].cpu().numpy()
+            with autocast(self._device, self._precision):
+                cells = self.detector(pixels[None], self.grid_size)[0]
+            found[number] = cells.cpu().numpy()
         return found
 
 
