@@ -13,12 +13,13 @@ import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ EXTRA = ("rl_i2t_step_recompute", "rl_t2i_step_recompute")
 MODEL_ROWS = (*NAMES[: NAMES.index("cider_d_reward")], *EXTRA)
 HALF_ROWS = tuple(name for name in MODEL_ROWS if name != "caption_greedy_natural")
 COUNTED_AFTER = 1.0  # seconds; a side that takes less runs more often
-LONGEST = 45.0  # seconds of timed rounds; what takes longer runs less often
+LONGEST = 30.0  # seconds of timed rounds; what takes longer runs less often
 WIDE = 4096  # of the square matrices whose product shows what the machine can do
 SIZES, PRECISIONS = ("full", "mini"), ("float32", "bf16")
 
@@ -57,7 +58,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     libraries = ("auto", "torch", "onednn")
     parser.add_argument("--library", choices=libraries, default="auto", help="of linear layers")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = {
         key: _several(parser, key, getattr(arguments, key), known)
@@ -69,21 +69,14 @@ def main() -> None:
     }
     names = chosen["only"]
     common = (arguments.rounds, arguments.threads, arguments.library)
-    if arguments.child:
-        row = measure(names[0], arguments.size, arguments.precision, *common)
-        sys.stdout.write("\n" + json.dumps(row))
-        return
     rows, failed = [], []
     sys.stdout.write(HEAD)
     for name, size, precision in wanted(names, chosen["size"], chosen["precision"]):
-        command = [sys.executable, __file__, "--child", "--only", name, "--size", size]
-        command += ["--precision", precision, "--rounds", str(arguments.rounds)]
-        command += ["--threads", str(arguments.threads), "--library", arguments.library]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:  # told on stderr; the others are worth having
+        row = apart(name, size, precision, *common)
+        if row is None:  # told on stderr; the others are worth having
             failed.append(row_name(name, size, precision))
             continue
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(row)
         sys.stdout.write(line(rows[-1]))
         sys.stdout.flush()
         if arguments.out:
@@ -121,6 +114,31 @@ def row_name(name: str, size: str, precision: str) -> str:
     """Full size and float32 go without saying."""
     parts = [name, "" if size == "full" else size, "" if precision == "float32" else precision]
     return "/".join(filter(None, parts))
+
+
+def apart(*task: Any) -> dict[str, Any] | None:
+    """A row, measured in a process of its own; None if that failed.
+
+    The process is a copy of one that has imported everything, which takes half as long as the
+    smallest row, and has computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["measures", "data_loading"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=tell, args=(sender, *task))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def tell(sender: Connection, *task: Any) -> None:
+    """Measure a row and hand it over."""
+    sender.send(measure(*task))
 
 
 def measure(
