@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Style, types and all tests, in the project's own .venv. Arguments go to pytest.
+# By variable: TEST_PROCESSES=2, each on one core and with whole files; 0: one after the other, in this process.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
 pyright
-python -m pytest "$@"
+# threads of two processes would wait for each other
+export OMP_NUM_THREADS=1
+python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
