@@ -8,4 +8,5 @@ ruff format --check .
 pyright
 # threads of two processes would wait for each other
 export OMP_NUM_THREADS=1
-python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
+# in the order of folders: e2e, whose tests take longest, comes first
+python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
