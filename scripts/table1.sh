@@ -2,7 +2,7 @@
 # Table 1 of the paper: train every row in both stages, caption and paint the test split, score, and gather the
 # table into models/table1_<size>/table1.{md,html,tex}. Given again, it goes on where it was.
 # Usage: bash scripts/table1.sh [mini|coco] [SEED ...]     (default: mini, seeds 1 2 3)
-# mini: about three quarters of an hour a seed on one CPU core; the data are those of scripts/quickstart.sh.
+# mini: about an hour and a half a seed on one CPU core; the data are those of scripts/quickstart.sh.
 # coco: NUM_GPUS=8 bash scripts/table1.sh coco 1; about four times the training of the paper's model.
 # By variable: ROWS="ours dense" trains some rows alone, OPTIONS="device cpu" goes to every command, FOLDER for
 # another place, METRICS=cider_d,bleu for fewer caption metrics, MASTER_PORT.
