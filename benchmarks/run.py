@@ -72,7 +72,7 @@ def main() -> None:
     rows, failed = [], []
     sys.stdout.write(HEAD)
     for name, size, precision in wanted(names, chosen["size"], chosen["precision"]):
-        row = apart(name, size, precision, *common)
+        row = in_own_process(name, size, precision, *common)
         if row is None:  # told on stderr; the others are worth having
             failed.append(row_name(name, size, precision))
             continue
@@ -116,11 +116,11 @@ def row_name(name: str, size: str, precision: str) -> str:
     return "/".join(filter(None, parts))
 
 
-def apart(*task: Any) -> dict[str, Any] | None:
+def in_own_process(*task: Any) -> dict[str, Any] | None:
     """A row, measured in a process of its own; None if that failed.
 
-    The process is a copy of one that has imported everything, which takes half as long as the
-    smallest row, and has computed nothing.
+    The process is a fork of one that has imported everything and computed nothing: a row does not
+    wait for imports, and its peak of memory is its own.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["measures", "data_loading"])

@@ -219,10 +219,11 @@ def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
 
 def test_the_benchmark_of_growth_runs(tmp_path):
     out = tmp_path / "rows.json"
-    benchmark("growth.py", "--batch", "2", "--only", "processes", "--out", str(out))
+    benchmark("growth.py", "--batch", "2", "--only", "captioning,processes", "--out", str(out))
     rows = json.loads(out.read_text())
-    assert [row["name"] for row in rows] == ["1 process", "2 processes"]
-    assert all(row["samples_per_s"] > 0 for row in rows)
+    assert [row.get("images") for row in rows[:3]] == [10, 20, 40]
+    assert [row["name"] for row in rows[3:]] == ["1 process", "2 processes"]
+    assert all(row["samples_per_s"] > 0 for row in rows[3:])
 
 
 def test_two_processes_train_one_model(world, tmp_path):

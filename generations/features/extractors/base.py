@@ -84,7 +84,7 @@ class SquareExtractor(ABC):
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within it, products are computed in a precision of `PRECISIONS`."""
+    """Within it, products are computed in float32, bfloat16 or float16."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 

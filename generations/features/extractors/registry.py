@@ -10,7 +10,6 @@ import torch
 from generations.errors import UserError
 
 RANDOM = "random"  # features.weights: weights drawn from the seed
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class ExtractorSettings:
         weights: a name that the network's library knows, a file, or "random"; '': the extractor's
             own.
         seed: of random weights.
-        precision: of the network's products, one of `PRECISIONS`; features are float32 in any case.
+        precision: of the network's products, float32, bfloat16 or float16; features are
+            float32 in any case.
     """
 
     name: str
@@ -128,7 +128,7 @@ def identity(settings: ExtractorSettings, extractor: Extractor) -> dict[str, str
         "backbone": settings.backbone,
         "layer": settings.layer,
         "weights_sha256": extractor.weights_sha256,
-        "precision": settings.precision if settings.precision != PRECISIONS[0] else "",
+        "precision": "" if settings.precision == "float32" else settings.precision,
     }
     return facts | {key: value for key, value in told.items() if value}
 
