@@ -37,12 +37,13 @@ NAMES = (
     "data_loading",
 )
 # only where they are asked for: docs/performance.md has what they cost and save
-EXTRA = ("rl_i2t_step_recompute", "rl_t2i_step_recompute")
+EXTRA = ("rl_i2t_step_kept", "rl_t2i_step_recompute")
 # those without the model are measured once; what does not multiply much has one precision
 MODEL_ROWS = (*NAMES[: NAMES.index("cider_d_reward")], *EXTRA)
 HALF_ROWS = tuple(name for name in MODEL_ROWS if name != "caption_greedy_natural")
 COUNTED_AFTER = 1.0  # seconds; a side that takes less runs more often
-LONGEST = 30.0  # seconds of timed rounds; what takes longer runs less often
+WARM_AFTER = 20.0  # seconds of the comparison; what takes longer needs no round to warm up
+LONGEST = 15.0  # seconds of timed rounds; what takes longer runs less often
 WIDE = 4096  # of the square matrices whose product shows what the machine can do
 SIZES, PRECISIONS = ("full", "mini"), ("float32", "bf16")
 
@@ -166,6 +167,7 @@ def measure(
 
     comparison = sides.in_half if half and sides.in_half else sides.whole
     results, gflop = [], []
+    begun = time.perf_counter()
     for side in ("ours", "naive"):
         prepare(side)
         timed, compared = getattr(sides.whole, side), getattr(comparison, side)
@@ -179,6 +181,8 @@ def measure(
         gflop.append(operations / 1e9)
     difference = comparison.difference(*results)
     del results, result
+    # training steps need one all the same: their memory is laid out anew in the first
+    warm = sides.our_update is None and time.perf_counter() - begun > WARM_AFTER
     sides.before_timing()
     timings = {"ours": Timing(), "naive": Timing()}
     calls = {
@@ -187,11 +191,11 @@ def measure(
     }
     for done in range(20 * rounds):
         spent = [sum(timing.seconds) for timing in timings.values()]
-        if (done > 1 and sum(spent) > LONGEST) or (done > rounds and min(spent) > COUNTED_AFTER):
+        if sum(spent) > LONGEST or (done > rounds and min(spent) > COUNTED_AFTER):
             break
         for side, (call, update) in calls.items():
             prepare(side)
-            timings[side].run(call, update, keep=done > 0)
+            timings[side].run(call, update, first=done == 0, keep=warm or done > 0)
     ours, theirs = timings["ours"], timings["naive"]
     row = {
         "name": row_name(name, size, precision),
@@ -246,10 +250,12 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def run(self, call: Callable[[], Any], update: Callable[[], None] | None, keep: bool) -> None:
-        """Run once; the first round warms up, and shows the peak of memory."""
+    def run(
+        self, call: Callable[[], Any], update: Callable[[], None] | None, first: bool, keep: bool
+    ) -> None:
+        """Run once; the first round shows the peak of memory."""
         gc.collect()
-        if not keep:
+        if first:
             ctypes.CDLL(None).malloc_trim(0)  # freed memory counts for nobody
             Path("/proc/self/clear_refs").write_text("5")
         begun = time.perf_counter()
@@ -262,7 +268,7 @@ class Timing:
             self.seconds.append(ended - begun)
             self.without_update.append(between - begun)
             self.updates.append(ended - between)
-        else:
+        if first:
             lines = Path("/proc/self/status").read_text().splitlines()
             peak = next(int(text.split()[1]) for text in lines if text.startswith("VmHWM"))
             self.peaks.append(peak / 1024)
@@ -291,7 +297,7 @@ def matmul_peak(torch: Any, library: str, dtype: Any) -> float:
     linear = import_module("generations.modeling.linear").linear
     left, right = torch.rand(2, WIDE, WIDE).to(dtype)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(3):
         begun = time.perf_counter()
         linear(left, right, None, library)
         best = min(best, time.perf_counter() - begun)

@@ -180,12 +180,33 @@ def next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: in
         ids: (B, T), written up to `step` - 1.
         step: in 1..T-1.
     """
-    if not model.zeroshot:
-        ids = ids[:, : step + 1]  # later positions are hidden: not computed at all
-    # zero-shot sees every id > 0, and none of CLS, words, MASK and SEP is 0
-    text = model.encode_text(ids, None)
-    position = torch.full((len(ids), 1), step, device=ids.device)
-    _, state = model.fuse(vision, text, None, read="text", text_positions=position)
+    return prefix_logits(model, vision, ids, torch.full((len(ids),), step, device=ids.device), step)
+
+
+def prefix_logits(
+    model: UnifiedTransformer,
+    vision: Tensor,
+    ids: Tensor,
+    steps: Tensor,
+    shared: int | None = None,
+) -> Tensor:
+    """Logits (B, V), for each row of one position, which attends to the positions up to itself.
+
+    Args:
+        vision: (B, N, H) from `encode_vision`.
+        ids: (B, T), row b written up to `steps[b]` - 1.
+        steps: (B,) in 1..T-1.
+        shared: the step of all rows, if there is one.
+    """
+    if model.zeroshot:
+        seen = None  # every id > 0, and none of CLS, words, MASK and SEP is 0
+    elif shared is not None:
+        ids, seen = ids[:, : shared + 1], None  # later positions are hidden: not computed at all
+    else:
+        ids = ids[:, : int(steps.max()) + 1]
+        seen = torch.arange(ids.shape[1], device=ids.device) <= steps[:, None]
+    text = model.encode_text(ids, seen)
+    _, state = model.fuse(vision, text, seen, read="text", text_positions=steps[:, None])
     return model.text_logits(state[:, 0])
 
 

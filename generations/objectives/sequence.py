@@ -1,8 +1,9 @@
 """Stage 2, sequence level: losses on whole generated captions and pictures. Source: SPEC 8.
 
-The original keeps the graph of every decoding step, and of the greedy pass. Here a step's
-activations are dropped and computed again, with the same dropout, when the backward pass comes to
-it, so that about one step's activations are alive at a time.
+The original keeps the graph of every decoding step, and of the greedy pass. Here the greedy pass
+has none; a painting step's activations can be dropped and computed again, with the same dropout,
+when the backward pass comes to it; and generations.objectives.replay draws captions without a
+graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from generations.decoding.captions import blank_caption, decode, next_logits
 from generations.decoding.images import painting_steps
@@ -45,8 +45,13 @@ def greedy_baseline(
     """
     with evaluating(model):
         vision = model.encode_vision(**visual)
-        ids = decode(model, vision, text_length, text_length - 1, lambda logits: logits.argmax(-1))
+        ids = decode(model, vision, text_length, text_length - 1, likeliest)
     return end_captions(ids)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The greedy words (B,) of logits (B, V)."""
+    return logits.argmax(-1)
 
 
 def end_captions(ids: Tensor) -> Tensor:
@@ -58,16 +63,15 @@ def end_captions(ids: Tensor) -> Tensor:
 
 
 def sample_captions(
-    model: UnifiedTransformer, vision: Tensor, text_length: int, recompute: bool = True
+    model: UnifiedTransformer, vision: Tensor, text_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial captions with the gradient of their log-probabilities.
+    """Multinomial captions with the graph of their log-probabilities.
 
     Draws from torch's global generator, as dropout does.
 
     Args:
         vision: (B, N, H) from `encode_vision`.
         text_length: L.
-        recompute: see the module.
 
     Returns:
         ids (B, T): CLS, L - 1 words, EOS, 0 after the first EOS; and their log-probabilities
@@ -80,15 +84,12 @@ def sample_captions(
     active = torch.arange(len(vision), device=vision.device)
     for step in range(1, text_length):
         if len(active):
-            inputs = (model, vision, ids, step)
-            chosen, logprob = (
-                checkpoint(_draw, *inputs, use_reentrant=False) if recompute else _draw(*inputs)
-            )
+            chosen, logprob = _draw(model, vision, ids, step)
             column = logprobs[0].new_zeros(len(written))
             logprobs.append(column.index_put((active,), logprob))
             written[active, step] = chosen
             going = chosen != EOS
-            # out of place: the recomputation reads this step's ids
+            # out of place: the backward pass reads this step's ids
             ids = ids.index_put((torch.arange(len(ids)), torch.tensor(step)), chosen)
             if not going.all():
                 active, vision, ids = active[going], vision[going], ids[going]

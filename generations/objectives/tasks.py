@@ -13,7 +13,9 @@ from generations.objectives.losses import (
     random_mask_positions,
     self_critical_loss,
 )
+from generations.objectives.replay import drawn_and_greedy
 from generations.objectives.sequence import (
+    evaluating,
     greedy_baseline,
     paint_softly,
     sample_captions,
@@ -38,7 +40,8 @@ class SequenceSettings:
 
     Attributes:
         text_length: L.
-        recompute: drop activations of decoding steps and compute them again in the backward pass.
+        recompute: keep no activations of decoding steps, and compute them again in the backward
+            pass: captions many words at a time, pictures step by step.
         baseline: "greedy" or "leave_one_out" (the other samples of the image).
         samples: captions drawn per image; 1 with the greedy baseline.
         document_frequency: corpus table of the reward; None: the batch's.
@@ -125,15 +128,21 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     """
     settings = context.sequence
     visual = visual_input(batch, context.levels.captioning)
-    greedy = None
-    if settings.baseline == "greedy":
-        greedy = greedy_baseline(model, visual, settings.text_length)
+    greedy_wanted = settings.baseline == "greedy"
     vision = model.encode_vision(**visual).repeat(settings.samples, 1, 1)  # (M, N, H)
-    ids, logprobs = sample_captions(model, vision, settings.text_length, settings.recompute)
-    both = ids if greedy is None else torch.cat([ids, greedy])
+    if settings.recompute:
+        with evaluating(model):
+            certain = model.encode_vision(**visual) if greedy_wanted else vision[:0]  # (G, N, H)
+        ids, logprobs, greedy = drawn_and_greedy(model, vision, certain, settings.text_length)
+    else:
+        ids, logprobs = sample_captions(model, vision, settings.text_length)
+        greedy = ids[:0]
+        if greedy_wanted:
+            greedy = greedy_baseline(model, visual, settings.text_length)
+    both = torch.cat([ids, greedy])
     scores = cider_d(both, batch.references, document_frequency=settings.document_frequency)
     reward, baseline = scores[: len(ids)], scores[len(ids) :]
-    if greedy is None:
+    if not greedy_wanted:
         others = reward.view(settings.samples, -1)
         baseline = ((others.sum(0) - others) / (settings.samples - 1)).flatten()
     advantage = (reward - baseline).to(logprobs)[:, None]  # (M, 1)

@@ -185,3 +185,60 @@ def test_sharding_halves_what_a_process_holds_and_gradients_are_exchanged_once(t
         command, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+REPLAY = """
+import torch
+from torch.distributed.tensor import DTensor
+from generations import runtime
+from generations.batch import Batch
+from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
+from generations.objectives import SequenceSettings, TaskContext, TaskStep
+from generations.runtime import data_parallel
+
+SIZE = ModelSize(16, 2, 24, 2, 1, 2, 1100, 0.2, grid_size=3, feature_size=10, clusters=7)
+torch.manual_seed(2)
+ids = torch.randint(1037, 1077, (4, 7))
+batch = Batch(
+    list("abcd"), list("abcd"), ids, ids, ids[:, 0] * 0 + 1,
+    torch.zeros(4, 9, dtype=torch.long), torch.randn(4, 9, 10), torch.randint(1037, 1077, (4, 5, 5)),
+)
+context = TaskContext(torch.Generator(), FeatureLevels(), sequence=SequenceSettings(6))
+
+with runtime.start("cpu", timeout=60) as here, runtime.Watch(here, 60) as watch:
+    found = {}
+    for method in ("none", "ddp", "fsdp"):
+        torch.manual_seed(1)
+        model = UnifiedTransformer(SIZE)
+        with torch.no_grad():
+            model.classifier.predictions.bias.fill_(-30)
+            model.classifier.predictions.bias[1037:1077] = 0
+        step = TaskStep(model)
+        if method != "none":
+            step = data_parallel(step, here, method)
+        for seed in (5, 6):  # gradients are added up; both processes draw alike
+            torch.manual_seed(seed)
+            step("rl_i2t", batch, context).loss.backward()
+        gradients = {}
+        for name, parameter in model.named_parameters():
+            value = parameter.grad
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if value is not None:
+                gradients[name] = value.clone()
+        found[method] = gradients
+    assert sum(value.abs().sum() > 0 for value in found["none"].values()) > 50
+    for method in ("ddp", "fsdp"):
+        for name, value in found["none"].items():
+            torch.testing.assert_close(found[method][name], value, rtol=1e-4, atol=1e-7)
+    watch.stop_requested()
+"""
+
+
+def test_replayed_captions_have_the_same_gradients_on_several_processes(tmp_path):
+    script = tmp_path / "replay.py"
+    script.write_text(REPLAY)
+    command = [sys.executable, *two_processes(), str(script)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

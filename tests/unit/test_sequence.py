@@ -5,8 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from generations.decoding import cut_after_eos, painting_steps
+from generations.decoding.captions import blank_caption, next_logits
 from generations.modeling import ModelSize, UnifiedTransformer
+from generations.modeling.dropout import recorded_dropout
+from generations.objectives.replay import drawn_and_greedy
 from generations.objectives.sequence import (
+    end_captions,
     evaluating,
     greedy_baseline,
     paint_softly,
@@ -37,23 +41,96 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        scale = theirs[name].abs().max().clamp(min=1e-12)
+        # those of key biases are 0 but for rounding
+        scale = theirs[name].abs().max().clamp(min=1e-4)
         assert (gradient - theirs[name]).abs().max() / scale < 1e-5, name
 
 
-def test_sampled_captions_recompute_to_the_same_gradients(model):
-    features = torch.randn(8, 9, 10)
+def kept_graph(model, vision, greedy, length):
+    """What `drawn_and_greedy` gives, step by step and with its whole graph."""
+    ids = blank_caption(len(vision) + len(greedy), length, vision.device)
+    states = torch.cat([vision, greedy])
+    ended = torch.zeros(len(ids), dtype=torch.bool)
+    logprobs = [torch.zeros(len(vision))]
+    for step in range(1, length):
+        active = (~ended).nonzero()[:, 0]
+        rows = active[active < len(vision)]
+        with recorded_dropout(len(rows)):
+            logits = next_logits(model, states[active], ids[active], step)
+        words = logits.argmax(-1)
+        column = torch.zeros(len(vision))
+        if len(rows):
+            chances = logits[: len(rows)].log_softmax(-1)
+            words[: len(rows)] = torch.multinomial(chances.exp(), 1)[:, 0]
+            chosen = chances.gather(1, words[: len(rows), None])[:, 0]
+            column = column.index_put((rows,), chosen)
+        ids = ids.index_put((active, torch.tensor(step)), words)
+        ended[active[words == EOS]] = True
+        logprobs.append(column)
+        if ended.all():
+            break
+    ids = cut_after_eos(end_captions(ids))
+    logprobs += [torch.zeros(len(vision))] * (length + 1 - len(logprobs))
+    return ids[: len(vision)], torch.stack(logprobs, 1), ids[len(vision) :]
+
+
+@pytest.mark.parametrize("zeroshot", [False, True])
+@pytest.mark.parametrize("captions, greedy", [(3, 2), (8, 0), (20, 4)])
+def test_replayed_captions_have_the_gradients_of_the_whole_graph(model, captions, greedy, zeroshot):
+    # of 5 steps with 3 rows all run at once, with 8 two, with 20 each alone
+    model.zeroshot = zeroshot
+    features = torch.randn(captions, 9, 10)
+    certain = torch.randn(greedy, 9, 16)
     results = []
-    for recompute in (True, False):
+    for way in (drawn_and_greedy, kept_graph):
         torch.manual_seed(3)
         vision = model.encode_vision(features)
-        ids, logprobs = sample_captions(model, vision, LENGTH, recompute)
-        reward = torch.arange(8.0)[:, None] - 3
-        results.append((ids, logprobs, gradients(model, (logprobs * reward).sum())))
-    (ids, logprobs, ours), (expected_ids, expected_logprobs, theirs) = results
-    assert torch.equal(ids, expected_ids)
-    torch.testing.assert_close(logprobs, expected_logprobs)
+        ids, logprobs, likeliest = way(model, vision, certain, LENGTH)
+        reward = torch.arange(float(captions))[:, None] - 1.5
+        found = gradients(model, (logprobs * reward).sum())
+        results.append((ids, likeliest, logprobs, found))
+    (*words, logprobs, ours), (*other_words, expected, theirs) = results
+    assert all(map(torch.equal, words, other_words))
+    torch.testing.assert_close(logprobs, expected)
     assert_equal(ours, theirs)
+
+
+def test_the_graph_is_that_of_captions_drawn_one_way_or_the_other(model):
+    model.eval()  # dropout has other masks in either way
+    vision = torch.randn(8, 9, 16)
+    results = []
+    for way in (sample_captions, lambda *inputs: drawn_and_greedy(*inputs[:2], vision, LENGTH)):
+        torch.manual_seed(3)
+        ids, logprobs, *_ = way(model, vision, LENGTH)
+        results.append((ids, logprobs, gradients(model, logprobs.square().sum())))
+    (ids, logprobs, ours), (other_ids, expected, theirs) = results
+    assert torch.equal(ids, other_ids)
+    torch.testing.assert_close(logprobs, expected)
+    assert_equal(ours, theirs)
+
+
+def test_greedy_captions_beside_drawn_ones_have_no_dropout(model):
+    features = torch.randn(4, 9, 10)
+    expected = greedy_baseline(model, {"features": features}, LENGTH)
+    with evaluating(model):
+        certain = model.encode_vision(features)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        *_, greedy = drawn_and_greedy(model, model.encode_vision(features), certain, LENGTH)
+        assert torch.equal(greedy, expected)
+
+
+def test_replaying_follows_the_precision_of_the_drawing(model):
+    vision = model.encode_vision(torch.randn(4, 9, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, logprobs, _ = drawn_and_greedy(model, vision, vision[:0], LENGTH)
+    seen = []
+    hook = model.classifier.predictions.transform.register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    logprobs.sum().backward()
+    hook.remove()
+    assert seen and all(seen)
 
 
 def test_soft_pictures_recompute_to_the_same_gradients(model):
