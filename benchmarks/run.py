@@ -44,7 +44,7 @@ HALF_ROWS = tuple(name for name in MODEL_ROWS if name != "caption_greedy_natural
 COUNTED_AFTER = 1.0  # seconds; a side that takes less runs more often
 WARM_AFTER = 20.0  # seconds of the comparison; what takes longer needs no round to warm up
 LONGEST = 15.0  # seconds of timed rounds; what takes longer runs less often
-WIDE = 4096  # of the square matrices whose product shows what the machine can do
+WIDE = 3072  # of the square matrices whose product shows what the machine can do
 SIZES, PRECISIONS = ("full", "mini"), ("float32", "bf16")
 
 
@@ -154,6 +154,7 @@ def measure(
     import_module("generations.runtime.memory").keep_freed_memory()  # as the commands do
     measures = import_module("measures")
     sides = measures.MEASURES[name](size)
+    gc.freeze()  # what is there stays: collecting between rounds need not look at it
     choose_library = import_module("generations.modeling").choose_library
     half = precision == "bf16"
 

@@ -131,7 +131,7 @@ def default_config() -> CfgNode:
     cfg.visual_mask_per_sample = 0  # 1: each sample draws its own xe_t2i mask
     cfg.mse_loss = 0.0
     cfg.use_clip_score = 1
-    cfg.recompute = 1  # stage 2: drop activations of decoding steps; 0: keep them, as the original
+    cfg.recompute = 1  # stage 2: run decoding steps again for gradients; 0: keep their activations
     cfg.reward = CfgNode()
     cfg.reward.baseline = "greedy"  # or leave_one_out: the image's other samples
     cfg.reward.samples = 1  # captions drawn per image; leave_one_out needs 2 or more

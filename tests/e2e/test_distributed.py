@@ -199,10 +199,10 @@ from generations.runtime import data_parallel
 SIZE = ModelSize(16, 2, 24, 2, 1, 2, 1100, 0.2, grid_size=3, feature_size=10, clusters=7)
 torch.manual_seed(2)
 ids = torch.randint(1037, 1077, (4, 7))
-batch = Batch(
-    list("abcd"), list("abcd"), ids, ids, ids[:, 0] * 0 + 1,
-    torch.zeros(4, 9, dtype=torch.long), torch.randn(4, 9, 10), torch.randint(1037, 1077, (4, 5, 5)),
-)
+references = torch.randint(1037, 1077, (4, 5, 5))
+cells = torch.zeros(4, 9, dtype=torch.long)
+names = list("abcd")
+batch = Batch(names, names, ids, ids, cells[:, 0] + 1, cells, torch.randn(4, 9, 10), references)
 context = TaskContext(torch.Generator(), FeatureLevels(), sequence=SequenceSettings(6))
 
 with runtime.start("cpu", timeout=60) as here, runtime.Watch(here, 60) as watch:

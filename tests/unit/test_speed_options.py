@@ -11,6 +11,7 @@ from generations.errors import UserError
 from generations.image_generator.generator import GeneratorSize, ImageGenerator
 from generations.modeling import ModelSize, UnifiedTransformer, compile_layers
 from generations.objectives import xe_t2i_loss
+from generations.objectives.replay import drawn_and_greedy
 from generations.objectives.sequence import sample_captions
 from generations.pipelines.painting import decode_pixels
 from generations.runtime import Precision
@@ -89,6 +90,22 @@ def test_other_lengths_and_masks_compile_nothing_new(compiled):
         step(cells, length)
     assert graphs() == known
     assert not counters["graph_break"]
+
+
+def test_drawing_for_replay_goes_around_compiled_layers(compiled):
+    plain = model()
+    found = []
+    for network in (plain, compiled):
+        for module in network.modules():  # compiled dropout would draw other numbers
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        torch.manual_seed(2)
+        vision = torch.randn(3, 9, 16)
+        ids, logprobs, _ = drawn_and_greedy(network, vision, vision[:0], 6)
+        logprobs.sum().backward()
+        found.append((ids, logprobs.detach(), network.classifier.predictions.bias.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_cpu_does_not_compile_by_itself():
