@@ -3,15 +3,16 @@
 A word of a caption is predicted from a text of its own, with a dropout of its own, so the words of
 several steps can run side by side once all are known. This needs one more forward pass than the
 graph of the drawing (`sample_captions`), as recomputing step by step does; but its products have
-as many rows as are good for the hardware, and as many activations as fit.
+as many rows as are good for the hardware, and only their activations are alive at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generations.decoding.captions import blank_caption, cut_after_eos, next_logits, prefix_logits
 from generations.modeling import UnifiedTransformer
@@ -19,7 +20,7 @@ from generations.modeling.dropout import recorded_dropout, repeated_dropout
 from generations.objectives.sequence import end_captions, likeliest
 from generations.vocabulary import EOS
 
-ROWS = 16  # run at once in the backward pass; a step of more rows runs alone
+ROWS = 10  # run at once in the backward pass; a step of more rows runs alone
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def drawn_and_greedy(
         def run(vision: Tensor, some: Sequence[Draw]) -> Tensor:
             return replayed(model, vision, written, some)
 
-        logprobs = _Replay.apply(run, draws, logprobs, drawn, *weights)
+        logprobs = _Replay.apply(model, run, draws, logprobs, drawn, *weights)
     ids = cut_after_eos(end_captions(ids))
     return ids[: len(drawn)], logprobs, ids[len(drawn) :]
 
@@ -130,6 +131,33 @@ def batches(draws: Sequence[Draw], rows: int = ROWS) -> Iterator[list[Draw]]:
         yield batch
 
 
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[dict[Tensor, nn.Parameter]]:
+    """Context in which a model's weights are others, with the same numbers and their own gradients.
+
+    A gradient is added to these in place as it is found, and nobody else hears of it: neither
+    what exchanges gradients between processes, nor the real weights.
+
+    Yields:
+        real weight -> its stand-in.
+    """
+    places = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+    ]
+    others: dict[Tensor, nn.Parameter] = {
+        weight: nn.Parameter(weight.detach(), weight.requires_grad) for _, _, weight in places
+    }
+    try:
+        for module, name, weight in places:
+            setattr(module, name, others[weight])
+        yield others
+    finally:
+        for module, name, weight in places:
+            setattr(module, name, weight)
+
+
 class _Replay(torch.autograd.Function):
     """Gives known log-probabilities a backward pass, which makes and drops graphs of its own.
 
@@ -140,6 +168,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        model: UnifiedTransformer,
         run: Callable[[Tensor, Sequence[Draw]], Tensor],
         draws: list[Draw],
         logprobs: Tensor,
@@ -147,7 +176,7 @@ class _Replay(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         device = vision.device.type
-        ctx.run, ctx.draws = run, draws
+        ctx.model, ctx.run, ctx.draws = model, run, draws
         ctx.save_for_backward(vision, *weights)
         ctx.autocast = {
             "device_type": device,
@@ -158,20 +187,12 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = upstream  # (M, T)
+        (factor,) = upstream  # (M, T)
         vision, *weights = ctx.saved_tensors
         vision = vision.detach().requires_grad_()
-        inputs = [vision, *weights]
-        total: list[Tensor | None] = [None] * len(inputs)
-        for draws in batches(ctx.draws):
-            wanted = torch.cat([weight[draw.rows, draw.step] for draw in draws])
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                logprobs = ctx.run(vision, draws)
-            found = torch.autograd.grad(logprobs, inputs, wanted, allow_unused=True)
-            for place, gradient in enumerate(found):
-                before = total[place]
-                if before is None:
-                    total[place] = gradient
-                elif gradient is not None:
-                    before.add_(gradient)
-        return (None, None, None, *total)
+        with stand_ins(ctx.model) as leaves:
+            for draws in batches(ctx.draws):
+                with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                    logprobs = ctx.run(vision, draws)
+                logprobs.backward(torch.cat([factor[draw.rows, draw.step] for draw in draws]))
+            return (None,) * 4 + (vision.grad, *(leaves[weight].grad for weight in weights))
