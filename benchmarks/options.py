@@ -59,8 +59,11 @@ def main() -> None:
         rows = PARTS[arguments.child](arguments.size)
         sys.stdout.write("\n" + json.dumps(rows) + "\n")
         return
+    parts = arguments.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
     rows = []
-    for part in arguments.only.split(","):
+    for part in parts:
         command = [sys.executable, __file__, "--child", part, "--size", arguments.size]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         for row in json.loads(done.stdout.splitlines()[-1]):

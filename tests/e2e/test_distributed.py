@@ -110,6 +110,17 @@ def test_two_machines_go_on_as_one(world, models, tmp_path):
     assert differ(losses(models / "one"), losses(tmp_path / "moved")) < 1e-5
 
 
+def on_two_processes(code: str, folder: Path) -> None:
+    """Run a script, which is to end well."""
+    script = folder / "script.py"
+    script.write_text(code)
+    command = [sys.executable, *two_processes(), str(script)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 SHARDS = """
 import torch
 from torch.distributed.tensor import DTensor
@@ -178,13 +189,7 @@ with runtime.start("cpu", timeout=60) as here, runtime.Watch(here, 60) as watch:
 
 def test_sharding_halves_what_a_process_holds_and_gradients_are_exchanged_once(tmp_path):
     """Weights, gradients and moments; the norm that clips is that of the whole gradient."""
-    script = tmp_path / "shards.py"
-    script.write_text(SHARDS)
-    command = [sys.executable, *two_processes(), str(script)]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes(SHARDS, tmp_path)
 
 
 REPLAY = """
@@ -235,10 +240,4 @@ with runtime.start("cpu", timeout=60) as here, runtime.Watch(here, 60) as watch:
 
 
 def test_replayed_captions_have_the_same_gradients_on_several_processes(tmp_path):
-    script = tmp_path / "replay.py"
-    script.write_text(REPLAY)
-    command = [sys.executable, *two_processes(), str(script)]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes(REPLAY, tmp_path)

@@ -226,6 +226,14 @@ def test_the_benchmark_of_growth_runs(tmp_path):
     assert all(row["samples_per_s"] > 0 for row in rows[3:])
 
 
+def test_the_benchmark_of_options_paints_the_same_pictures_either_way(tmp_path):
+    out = tmp_path / "rows.json"
+    benchmark("options.py", "--only", "channels_last,split", "--out", str(out))
+    layout, _, split = json.loads(out.read_text())
+    assert layout["difference"] < 1e-3
+    assert split["name"] == "split" and split["difference"] == 0
+
+
 def test_two_processes_train_one_model(world, tmp_path):
     common = (*SMALL(world, tmp_path), "exp_id", "c", "scheduler.max_steps", "4")
     run("main.py", *common, "test_interval", "4", "test_num", "3", launcher=two_processes())
