@@ -16,6 +16,7 @@ from generations.errors import UserError
 from generations.vocabulary import EOS
 
 TASKS = ("xe_i2t", "xe_t2i", "rl_i2t", "rl_t2i")
+CAPTIONING = ("paper", "causal")
 SPLITS = ("train", "restval", "trainrestval", "val", "test")
 
 # Files that are derived from data_dir when they are left empty: key -> file name.
@@ -122,6 +123,9 @@ def default_config() -> CfgNode:
     cfg.init.std = 0.02
     cfg.init.mask_feat_std = 0.0  # raise it to train from random weights (see ModelSize)
     cfg.xlxmert_zeroshot = 0
+    # how captions are learned and written: paper, a word in a pass; or causal, all words in one
+    cfg.captioning = "paper"
+    cfg.captions_per_image = 1  # causal: captions of an image that xe_i2t learns in an iteration
     # objectives
     cfg.iteration_tasks = ["xe_t2i", "xe_i2t"]
     cfg.label_smoothing = 0.2
@@ -487,6 +491,16 @@ def _validate(cfg: CfgNode) -> None:
             f"model.hidden_size {cfg.model.hidden_size} is not a multiple of model.num_heads "
             f"{cfg.model.num_heads}"
         )
+    if cfg.captioning == "causal" and cfg.xlxmert_zeroshot:
+        raise UserError(
+            "xlxmert_zeroshot 1 shows every word to every other, which captioning causal does not: "
+            "set captioning paper"
+        )
+    if cfg.captioning == "paper" and cfg.captions_per_image != 1:
+        raise UserError(
+            f"captions_per_image {cfg.captions_per_image} is for captioning causal; captioning "
+            "paper learns from one caption of an image at a time"
+        )
     if cfg.reward.baseline == "leave_one_out" and cfg.reward.samples < 2:
         raise UserError("reward.baseline leave_one_out needs reward.samples 2 or more, such as 5")
     if cfg.reward.baseline == "greedy" and cfg.reward.samples != 1:
@@ -527,6 +541,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
+        ("captioning", cfg.captioning, CAPTIONING),
         ("cpu_linear", cfg.cpu_linear, ("auto", "torch", "onednn")),
         ("compile", cfg.compile, ("auto", "0", "1")),
         ("channels_last", cfg.channels_last, ("auto", "0", "1")),

@@ -86,6 +86,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             sequence,
             here.rank,
             here.world_size,
+            lambda number: runtime.mean_over_ranks(number, here),
         )
 
     def test(iteration: int) -> None:
@@ -131,6 +132,7 @@ def _dataset(cfg: CfgNode) -> CaptioningDataset:
         assembly.open_features(cfg) if levels.any_dense else None,
         cfg.text_length,
         cfg.seed,
+        cfg.captions_per_image,
     )
 
 
@@ -194,6 +196,7 @@ def _state(
         assembly.load_codebook(cfg, model)
         if start.kind != "random":
             load_weights(model, start.path)
+            assembly.warn_of_other_captioning(cfg, start)
     compile_layers(model, cfg.compile, here.device)
     step = runtime.data_parallel(TaskStep(model), here, cfg.parallel)
     # only now: sharding puts other parameters in the place of the model's

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -128,6 +129,24 @@ def captioning_batches(
         )
 
 
+def warn_of_other_captioning(cfg: CfgNode, start: Start) -> None:
+    """Warn if weights come from a run that learned captions in the other way."""
+    path = Path(start.path)
+    for file in (path.parent / "config.yaml", path.parent / "config.json", path / "config.json"):
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            trained = values.get("captioning", "paper")
+        except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError):
+            continue
+        if trained != cfg.captioning:
+            logger.warning(
+                "%s was trained with captioning %s and is now read with captioning %s: captions "
+                "will be poor; set captioning %s, or train on",
+                *(start.path, trained, cfg.captioning, trained),
+            )
+        return
+
+
 def load_codebook(cfg: CfgNode, model: UnifiedTransformer) -> None:
     """Copy the centroids file into the model's codebook."""
     centroids = load_centroids(
@@ -150,6 +169,7 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
         )
     model = build_model(cfg)
     load_weights(model, start.path)
+    warn_of_other_captioning(cfg, start)
     if start.kind == "pretrained":
         load_codebook(cfg, model)
     logger.info("model: %s", start.path)
