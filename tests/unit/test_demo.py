@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from tiny import COMMITTED, export_tiny, tiny_run
 
-from generations import demo as entry
 from generations import export, inference, runtime, sample_images
 from generations.checkpoint import from_pretrained
+from generations.commands.demo import painted_html, written_html
 from generations.config import load_config
 from generations.errors import UserError
 from generations.pipelines import assembly
@@ -151,8 +151,8 @@ def test_without_clip_the_greedy_picture_comes_first(cfg):
 def test_html_shows_texts_as_text():
     picture = Picture([np.zeros((8, 8, 3), np.uint8)], [[0]], 2, True, 3.5)
     for html in (
-        entry.painted_html(NASTY, [picture, picture], 0.1),
-        entry.written_html([Caption(NASTY, -1.0, None), Caption("b", -2.0, None)], 0.1),
+        painted_html(NASTY, [picture, picture], 0.1),
+        written_html([Caption(NASTY, -1.0, None), Caption("b", -2.0, None)], 0.1),
     ):
         assert "<script" not in html and escape(NASTY) in html
     assert html.count("<td>") == 4  # without CLIP no column of its scores
