@@ -1,4 +1,4 @@
-"""Entry: convert a checkpoint between this project's layouts and the released .pth.
+"""Convert a checkpoint between the layouts of this project and the released .pth.
 
 python -m generations.convert_checkpoint model_0200000.pth folder [--config FILE] [key value ...]
 """

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
@@ -31,7 +32,7 @@ from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
-from generations.training.monitor import Monitor
+from generations.training.monitor import Monitor, start_tracker
 from generations.training.optim import SolverSettings, build_optimizer, build_scheduler
 from generations.training.profiling import StepProfiler
 
@@ -64,7 +65,10 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
         write_text(folder / "config.yaml", cfg.dump())
     settings = _loop_settings(cfg)
     loader = _loader(cfg, dataset, here, state)
-    monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time)
+    tracker = None
+    if here.is_main:
+        tracker = start_tracker(cfg.tracker, cfg.exp_id, folder, yaml.safe_load(cfg.dump()))
+    monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time, tracker)
     validation = None
     if cfg.test_interval:
         validation = Validation(cfg, model, here, monitor, lambda: watch.heard)

@@ -28,6 +28,7 @@ CHOICES = {
     "decoding.method": ("greedy", "beam", "sample"),
     "painting.schedule": ("linear", "cosine"),
     "rerank": ("none", "clip"),
+    "tracker": ("none", "wandb", "trackio"),
     "parallel": ("ddp", "fsdp"),
     "cpu_linear": ("auto", "torch", "onednn"),
     "compile": ("auto", "0", "1"),

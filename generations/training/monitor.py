@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,16 @@ class Monitor:
     wait at every step. Only the main process writes.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, first: int, last: int, log_every: int):
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        first: int,
+        last: int,
+        log_every: int,
+        tracker: Any = None,
+    ):
+        self._tracker = tracker if runtime.is_main else None
         self._runtime = runtime
         self._last = last
         self._log_every = log_every
@@ -79,9 +89,7 @@ class Monitor:
         rate = self._samples / max(now - self._since, 1e-9)
         seconds_left = (now - self._since) / self._iterations * (self._last - iteration)
         if self._writer is not None:
-            for name, value in figures.items():
-                self._writer.add_scalar(name, value, iteration)
-            self._writer.add_scalar("samples_per_second", rate, iteration)
+            self.scalars(iteration, figures | {"samples_per_second": rate})
             line = " ".join(
                 f"{name.removeprefix('loss/')} {value:.4g}" for name, value in figures.items()
             )
@@ -102,6 +110,8 @@ class Monitor:
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, iteration)
+        if self._tracker is not None:
+            self._tracker.log(dict(figures), step=iteration)
 
     def images(self, iteration: int, name: str, pictures: np.ndarray) -> None:
         """Write pictures (M, height, width, 3) uint8."""
@@ -118,3 +128,25 @@ class Monitor:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
+        if self._tracker is not None:
+            self._tracker.finish()
+
+
+def start_tracker(name: str, run: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    """The library wandb or trackio with a run begun, or gone on with; "none": None.
+
+    Args:
+        name: of the library; trackio has wandb's functions.
+        run: its name there, in the project "generations".
+        folder: for wandb's files.
+        config: what is shown with it.
+
+    Raises:
+        UserError: the library is not installed.
+    """
+    if name == "none":
+        return None
+    tracker = library(name)
+    own = {"id": run, "dir": str(folder)} if name == "wandb" else {}
+    tracker.init(project="generations", name=run, config=dict(config), resume="allow", **own)
+    return tracker

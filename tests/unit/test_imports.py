@@ -13,7 +13,7 @@ LEVELS = {
 }
 LEVELS[1] |= {"config", "clip"}
 LEVELS[4] |= {"prepare", "report", "convert_checkpoint", "convert_features", "demo", "export"}
-LEVELS[4] |= {"commands"}
+LEVELS[4] |= {"commands", "push", "__main__"}
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # what a room of level 1 or 2 may see of its own level, and why
 BESIDE = {

@@ -14,7 +14,7 @@ from generations.metrics.captions import METRICS
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = ("main", "inference", "sample_images", "prepare", "evaluate", "report", "demo", "export")
-ENTRIES += ("convert_checkpoint", "convert_features")
+ENTRIES += ("convert_checkpoint", "convert_features", "push")
 # each takes a tenth of a second or more
 SLOW = {"transformers", "open_clip", "timm", "faiss", "torchvision", "matplotlib", "scipy", "sympy"}
 SLOW |= {"gradio", "torch_fidelity", "pycocoevalcap", "huggingface_hub", "torch._dynamo"}
