@@ -129,6 +129,7 @@ def default_config() -> CfgNode:
         30522  # words it is spread over, as in the original; 0: vocab_size
     )
     cfg.visual_mask_per_sample = 0  # 1: each sample draws its own xe_t2i mask
+    cfg.caption_dropout = 0.0  # share of xe_t2i's captions that are emptied, for painting.guidance
     cfg.mse_loss = 0.0
     cfg.use_clip_score = 1
     cfg.recompute = 1  # stage 2: run decoding steps again for gradients; 0: keep their activations
@@ -617,7 +618,8 @@ def _check_ranges(cfg: CfgNode) -> None:
         raise UserError(
             f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
         )
-    for key in ("model.dropout", "label_smoothing"):
-        value = cfg.model.dropout if key == "model.dropout" else cfg.label_smoothing
+    for key in ("model.dropout", "label_smoothing", "caption_dropout"):
+        node, last = _parent(cfg, key)
+        value = node[last]
         if not 0 <= value < 1:
             raise UserError(f"{key} must lie in [0, 1), not {value}")

@@ -86,6 +86,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             sequence,
             here.rank,
             here.world_size,
+            cfg.caption_dropout,
         )
 
     def test(iteration: int) -> None:
