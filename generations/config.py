@@ -145,6 +145,8 @@ def default_config() -> CfgNode:
     cfg.solver.betas = [0.9, 0.999]
     cfg.solver.eps = 1e-6
     cfg.solver.grad_clip = 1.0
+    cfg.ema = 0.0  # decay of averaged weights, such as 0.999; 0: none are kept
+    cfg.use_ema = 1  # averaged weights, where there are some, in tests, inference and export
     cfg.scheduler = CfgNode()
     cfg.scheduler.method = "WarmupCosineSchedule"
     cfg.scheduler.warmup_steps = 10000
@@ -551,7 +553,7 @@ def _check_choices(cfg: CfgNode) -> None:
         "eval_prc",
         "eval_is",
     )
-    flags += ("restart_iteration", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
+    flags += ("use_ema", "restart_iteration", "eval_clipscore", "eval_rprec", "eval_rprec_hard")
     for key in flags:
         if cfg[key] not in (0, 1):
             raise UserError(f"{key} is a flag, 0 or 1, not {cfg[key]}")
@@ -618,7 +620,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         raise UserError(
             f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
         )
-    for key in ("model.dropout", "label_smoothing", "caption_dropout"):
+    for key in ("model.dropout", "label_smoothing", "caption_dropout", "ema"):
         node, last = _parent(cfg, key)
         value = node[last]
         if not 0 <= value < 1:

@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from generations.checkpoint.files import WEIGHTS_FILE, read_tensors, same
+from generations.checkpoint.files import PTH_SUFFIXES, WEIGHTS_FILE, read_tensors, same
 from generations.checkpoint.keys import (
     TIED,
     Format,
@@ -27,6 +27,7 @@ from generations.checkpoint.keys import (
     shown,
     strip_module,
 )
+from generations.checkpoint.training_state import STATE_FILE, read_training_checkpoint
 from generations.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,24 @@ def load_weights(model: nn.Module, path: str | Path, *, minimum: float | None = 
     Source: SPEC 2, 4, 12.
     """
     return load_tensors(model, read_tensors(find_weights(path)), str(path), minimum=minimum)
+
+
+def load_averaged(model: nn.Module, path: str | Path) -> bool:
+    """Load the averaged weights of a training checkpoint, if it holds any.
+
+    Returns:
+        whether it does; if not, the model is as it was.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    path = Path(path)
+    if path.suffix not in PTH_SUFFIXES and not (path / STATE_FILE).is_file():
+        return False
+    averaged = read_training_checkpoint(path).averaged()
+    if averaged:
+        load_tensors(model, averaged, f"{path} (averaged)")
+    return bool(averaged)
 
 
 def load_tensors(

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from generations.checkpoint import load_generator_weights, load_weights
+from generations.checkpoint import load_averaged, load_generator_weights, load_weights
 from generations.datasets import (
     CaptionTokenizer,
     ClusterStore,
@@ -36,10 +36,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights come from: `kind` is resume, weights, pretrained or random."""
+    """Where the weights come from.
+
+    Attributes:
+        kind: resume, weights, pretrained or random.
+        path: of the checkpoint.
+        averaged: the averaged weights were taken (see `load_trained_model`).
+    """
 
     kind: str
     path: str = ""
+    averaged: bool = False
 
     @property
     def iteration(self) -> int:
@@ -149,12 +156,14 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
             f"no checkpoint in {where}: train first, or give model_path /path/to/checkpoint"
         )
     model = build_model(cfg)
-    load_weights(model, start.path)
+    averaged = bool(cfg.use_ema) and start.kind != "pretrained" and load_averaged(model, start.path)
+    if not averaged:
+        load_weights(model, start.path)
     if start.kind == "pretrained":
         load_codebook(cfg, model)
-    logger.info("model: %s", start.path)
+    logger.info("model: %s%s", start.path, ", averaged weights" if averaged else "")
     compile_layers(model, cfg.compile, runtime.device)
-    return model.to(runtime.device).eval(), start
+    return model.to(runtime.device).eval(), replace(start, averaged=averaged)
 
 
 def load_image_generator(cfg: CfgNode, runtime: Runtime) -> nn.Module:

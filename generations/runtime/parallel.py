@@ -139,10 +139,13 @@ def whole(value: Any, keep: bool = True) -> Any:
 def distribute_moments(optimizer: Optimizer) -> None:
     """Shard moments that were loaded as whole tensors as the parameters are."""
     for parameter, moments in optimizer.state.items():
-        if not isinstance(parameter, DTensor):
-            continue
         for name, value in moments.items():
-            if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
-                moments[name] = distribute_tensor(
-                    value, parameter.device_mesh, parameter.placements, src_data_rank=None
-                )
+            if isinstance(value, Tensor) and value.ndim:
+                moments[name] = shard_like(value, parameter)
+
+
+def shard_like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, sharded as another one is; or as it was."""
+    if not isinstance(other, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
