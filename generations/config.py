@@ -223,6 +223,10 @@ def default_config() -> CfgNode:
     cfg.painting.steps = 4
     cfg.painting.schedule = "linear"  # or cosine
     cfg.painting.temperature = -1.0  # of drawn tokens; 0: greedy; -1: 0, or 1 with num_samples > 1
+    cfg.painting.order = "confidence"  # or halton, random: which cells are settled first
+    cfg.painting.order_noise = 0.0  # of the confidence: Gumbel noise that fades over the steps
+    cfg.painting.guidance = 0.0  # logits + this * (logits - those of no caption); 0: off
+    cfg.painting.guidance_schedule = "constant"  # or growing: with the steps
     cfg.painting.keep_steps = -1  # captions whose steps are saved too; -1: 8 of the test captions
     cfg.num_samples = 1  # pictures a caption: the greedy one, the others drawn
     cfg.rerank = "none"  # clip: the picture of highest CLIPScore comes first
@@ -528,6 +532,8 @@ def _check_choices(cfg: CfgNode) -> None:
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
         ("decoding.method", cfg.decoding.method, ("greedy", "beam", "sample")),
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
+        ("painting.order", cfg.painting.order, ("confidence", "halton", "random")),
+        ("painting.guidance_schedule", cfg.painting.guidance_schedule, ("constant", "growing")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
         ("cpu_linear", cfg.cpu_linear, ("auto", "torch", "onednn")),
@@ -577,7 +583,14 @@ def _check_decoding(cfg: CfgNode) -> None:
         raise UserError(
             f"painting.temperature must be 0 or more (or -1), not {cfg.painting.temperature}"
         )
-    if cfg.painting.temperature == 0 and cfg.num_samples > 1:
+    noise, order = cfg.painting.order_noise, cfg.painting.order
+    if noise and order != "confidence":
+        raise UserError(
+            f"painting.order_noise {noise} is of painting.order confidence, not of {order}: leave "
+            "one of them out"
+        )
+    same = cfg.painting.temperature == 0 and not (noise or order == "random")
+    if same and cfg.num_samples > 1:
         raise UserError(
             f"painting.temperature 0 makes all {cfg.num_samples} pictures of a caption the same; "
             "raise it, for example to 1, or set num_samples 1"
@@ -608,6 +621,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
         "decoding.top_k": 0, "painting.steps": 1, "num_samples": 1,
         "painting.keep_steps": -1,
+        "painting.order_noise": 0, "painting.guidance": 0,
     }  # fmt: skip
     for key, low in at_least.items():
         node, last = _parent(cfg, key)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from generations.checkpoint import load_averaged, load_generator_weights, load_weights
+from generations.config import load_config
 from generations.datasets import (
     CaptionTokenizer,
     ClusterStore,
@@ -164,6 +165,27 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
     logger.info("model: %s%s", start.path, ", averaged weights" if averaged else "")
     compile_layers(model, cfg.compile, runtime.device)
     return model.to(runtime.device).eval(), replace(start, averaged=averaged)
+
+
+def warn_of_guidance(cfg: CfgNode, start: Start) -> None:
+    """Warn where guidance is asked of a model that has not seen empty captions in training.
+
+    What it was trained with stands in the config.yaml beside its weights, of a run and of an
+    exported folder alike; without one the given configuration is believed.
+    """
+    if not cfg.painting.guidance:
+        return
+    beside = Path(start.path).parent / "config.yaml"
+    try:
+        share = load_config([beside]).caption_dropout
+    except UserError:
+        share = cfg.caption_dropout
+    if not share:
+        logger.warning(
+            "painting.guidance %g: this model was trained without caption_dropout, so what it "
+            "paints of no words is a guess, and guidance by it too",
+            cfg.painting.guidance,
+        )
 
 
 def load_image_generator(cfg: CfgNode, runtime: Runtime) -> nn.Module:

@@ -32,6 +32,7 @@ from generations.pipelines.image_statistics import (
 )
 from generations.pipelines.pictures import (
     PaintedPicture,
+    how_painted,
     list_images,
     read_painted_folder,
     read_pictures,
@@ -129,6 +130,7 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
         protocol.append(f"{network.label} features")
         figures |= _feature_figures(cfg, network, features, reals, here, details)
     details["images_listed"] = len(files)
+    details["painting"] = how_painted(folder)
     details["versions"] = {name: metadata.version(name) for name in LIBRARIES}
     return PictureFigures(figures, {"protocol": "; ".join(protocol), **details}, per_item)
 
