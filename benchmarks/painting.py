@@ -39,7 +39,6 @@ from generations.pipelines.pictures import PaintedPicture
 PAPER = "paper: confidence, 4 steps"
 ORDERS = {
     "confidence": {},
-    "confidence, noise 1": {"order_noise": 1.0},
     "confidence, noise 4.5": {"order_noise": 4.5},
     "halton": {"order": "halton"},
     "random": {"order": "random"},
@@ -59,7 +58,7 @@ def rows() -> dict[str, PaintingSettings]:
         )
     for scale in (0, 2):
         for order, how in ORDERS.items():
-            for steps in (4, 8, 16):
+            for steps in (4, 6, 8, 16):
                 name = f"{order}, {steps} steps{f', guidance {scale}' * bool(scale)}"
                 found[name] = replace(usual, steps=steps, guidance=float(scale), **how)
     del found["confidence, 4 steps"], found["confidence, 4 steps, guidance 2"]
