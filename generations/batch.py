@@ -26,6 +26,8 @@ class Batch:
             as they are stored until `to` was called.
         references: (B, R, C) int64, all captions of the image (the reward's references),
             PAD-filled; absent captions are all PAD.
+        further_text_ids: (B, C - 1, T) int64, further captions of each image, in the form of
+            text_ids, absent ones all PAD; None: C is 1.
     """
 
     image_ids: list[str]
@@ -36,6 +38,15 @@ class Batch:
     cluster_ids: torch.Tensor
     features: torch.Tensor | None
     references: torch.Tensor
+    further_text_ids: torch.Tensor | None = None
+
+    @property
+    def drawn_text_ids(self) -> torch.Tensor:
+        """(B, C, T) the drawn captions of each image, text_ids first."""
+        first = self.text_ids[:, None]
+        if self.further_text_ids is None:
+            return first
+        return torch.cat([first, self.further_text_ids], 1)
 
     def _map(self, function: Any) -> "Batch":
         changed = {

@@ -15,71 +15,28 @@ features and generator may run in several processes:
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the package's own folder must not shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import logging
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from generations import cli
 
-from yacs.config import CfgNode
-
-from generations import cli, runtime
-from generations.datasets.mini_world import write_vocabulary, write_world
-from generations.errors import UserError
-from generations.files import remove_abandoned
-from generations.pipelines.clip import is_small_clip
-from generations.pipelines.preparation import (
-    check_sources,
-    prepare_captions,
-    prepare_clip,
-    prepare_clusters,
-    prepare_features,
-    prepare_generator,
-)
-
-logger = logging.getLogger(__name__)
-
-STEPS = {
-    "captions": prepare_captions,
-    "features": prepare_features,
-    "clusters": prepare_clusters,
-    "generator": prepare_generator,
-    "clip": prepare_clip,
-}
-SHARED = ("features", "generator")  # steps that several processes may do together
+STEPS = ("mini-world", "captions", "features", "clusters", "generator", "clip", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do one step, or all."""
+    """Read the command line, and only then import what the command needs."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
-    precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
-    with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
-        cli.quiet_unless(here.is_main)
-        if here.world_size > 1 and arguments.step not in SHARED:
-            raise UserError(
-                f"the step {arguments.step} runs in one process: start it with python, not "
-                f"torchrun; {' and '.join(SHARED)} may run in several"
-            )
-        if here.is_main:
-            remove_abandoned(cfg.data_dir)
-        if arguments.step == "mini-world":
-            draw_mini_world(cfg, arguments.sizes)
-        elif arguments.step == "all":
-            check_sources(cfg)
-            for name, step in STEPS.items():
-                if name != "clip" or is_small_clip(cfg):
-                    step(cfg, here)
-        else:
-            STEPS[arguments.step](cfg, here)
+    from generations.commands.prepare import run
+
+    run(arguments, cfg)
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.description = __doc__
-    parser.add_argument("step", choices=("mini-world", *STEPS, "all"))
+    parser.add_argument("step", choices=STEPS)
     parser.add_argument(
         "--sizes",
         type=int,
@@ -87,20 +44,6 @@ def _options(parser: ArgumentParser) -> None:
         default=(6000, 500, 500),
         metavar=("TRAIN", "VAL", "TEST"),
         help="pictures of the mini world (default: 6000 500 500)",
-    )
-
-
-def draw_mini_world(cfg: CfgNode, sizes: Sequence[int]) -> None:
-    """Draw the mini world beside captions_file, or into data_dir if that is empty."""
-    folder = Path(cfg.captions_file).parent if cfg.captions_file else Path(cfg.data_dir)
-    train, val, test = sizes
-    captions = write_world(folder, train=train, val=val, test=test)
-    vocabulary = folder / "vocab.txt"
-    words = write_vocabulary(vocabulary)
-    logger.info(
-        "drew %d pictures; to use them: images_dir %s captions_file %s vocab_file %s "
-        "model.vocab_size %d",
-        *(sum(sizes), folder / "images", captions, vocabulary, words),
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generations.decoding.captions import blank_caption, cut_after_eos, next_logits, prefix_logits
+from generations.decoding.captions import cut_after_eos
+from generations.decoding.prefixes import blank_caption, next_logits, prefix_logits
 from generations.modeling import UnifiedTransformer
 from generations.modeling.dropout import recorded_dropout, repeated_dropout
 from generations.objectives.sequence import end_captions, likeliest

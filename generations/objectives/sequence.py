@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generations.decoding.captions import blank_caption, decode, next_logits
+from generations.decoding.captions import decode
 from generations.decoding.images import painting_steps
+from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import CLS, EOS
 

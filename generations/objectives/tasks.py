@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from generations.batch import Batch
 from generations.modeling import FeatureLevels, UnifiedTransformer, visual_input
+from generations.objectives.causal import causal_draw, causal_i2t_loss
 from generations.objectives.losses import (
     BERT_CLASSES,
     random_mask_positions,
@@ -73,6 +74,7 @@ class TaskContext:
         sequence: settings of stage 2.
         rank: of this process, whose batch is the rank-th slice of the global one.
         world_size: number of processes.
+        mean_over_processes: of a number in a tensor, each process's own.
         caption_dropout: share of xe_t2i's captions that are emptied, for guidance.
     """
 
@@ -84,19 +86,19 @@ class TaskContext:
     sequence: SequenceSettings = SequenceSettings()
     rank: int = 0
     world_size: int = 1
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda number: number
     caption_dropout: float = 0.0
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
     """Stage 1, image -> text."""
-    loss = xe_i2t_loss(
-        model,
-        batch,
-        smoothing=context.smoothing,
-        classes=context.text_classes,
-        dense=context.levels.captioning,
-    )
-    return StepOutput(loss)
+    dense = context.levels.captioning
+    smooth = {"smoothing": context.smoothing, "classes": context.text_classes}
+    if not model.causal:
+        return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense))
+    loss, count = causal_i2t_loss(model, batch, **smooth, dense=dense)
+    # each process counts by its share of the predicted words
+    return StepOutput(loss * (count / context.mean_over_processes(count.float())))
 
 
 def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -146,16 +148,10 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     settings = context.sequence
     visual = visual_input(batch, context.levels.captioning)
     greedy_wanted = settings.baseline == "greedy"
-    vision = model.encode_vision(**visual).repeat(settings.samples, 1, 1)  # (M, N, H)
-    if settings.recompute:
-        with evaluating(model):
-            certain = model.encode_vision(**visual) if greedy_wanted else vision[:0]  # (G, N, H)
-        ids, logprobs, greedy = drawn_and_greedy(model, vision, certain, settings.text_length)
-    else:
-        ids, logprobs = sample_captions(model, vision, settings.text_length)
-        greedy = ids[:0]
-        if greedy_wanted:
-            greedy = greedy_baseline(model, visual, settings.text_length)
+    draw = causal_draw if model.causal else _draw_anew if settings.recompute else _draw_and_keep
+    ids, logprobs, greedy = draw(
+        model, visual, settings.samples, greedy_wanted, settings.text_length
+    )
     both = torch.cat([ids, greedy])
     scores = cider_d(both, batch.references, document_frequency=settings.document_frequency)
     reward, baseline = scores[: len(ids)], scores[len(ids) :]
@@ -174,6 +170,25 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         "rl_i2t/collapsed": torch.tensor(float(len(ids) > 1 and len(drawn) == 1)),
     }
     return StepOutput(loss, {name: value.to(loss.device) for name, value in logs.items()})
+
+
+def _draw_anew(
+    model: UnifiedTransformer, visual: dict[str, Tensor], samples: int, greedy: bool, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `causal_draw`, the paper's way: drawn with dropout, without a graph."""
+    vision = model.encode_vision(**visual).repeat(samples, 1, 1)  # (M, N, H)
+    with evaluating(model):
+        certain = model.encode_vision(**visual) if greedy else vision[:0]  # (G, N, H)
+    return drawn_and_greedy(model, vision, certain, length)
+
+
+def _draw_and_keep(
+    model: UnifiedTransformer, visual: dict[str, Tensor], samples: int, greedy: bool, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_draw_anew`, with the graph of each step."""
+    vision = model.encode_vision(**visual).repeat(samples, 1, 1)  # (M, N, H)
+    ids, logprobs = sample_captions(model, vision, length)
+    return ids, logprobs, greedy_baseline(model, visual, length) if greedy else ids[:0]
 
 
 def rl_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:

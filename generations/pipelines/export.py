@@ -39,7 +39,8 @@ LEFT_OUT = (
     *("max_skipped_updates", "cpu_bf16", "tf32", "compile", "channels_last", "prefetch_factor"),
     *("deterministic", "parallel", "global_batch", "hang_timeout"),
     *("keep_last", "keep_best", "visual_mask_per_sample", "label_smoothing"),
-    *("label_smoothing_classes", "ema", "use_ema", "decoding", "painting", "num_samples", "rerank"),
+    *("captions_per_image", "ema", "use_ema"),
+    *("label_smoothing_classes", "decoding", "painting", "num_samples", "rerank"),
 )
 GENERATOR_SIZES = ("image_size", "channels", "bottleneck_channels", "style_channels", "noise")
 CLIP_USE = ("prompt",)

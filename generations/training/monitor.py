@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from generations.libraries import library
 from generations.runtime import Runtime, mean_over_ranks
+
+tensorboard = library("torch.utils.tensorboard")
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,9 @@ class Monitor:
         self._samples = 0
         self._iterations = 0
         self._since = time.monotonic()
-        self._writer = SummaryWriter(str(folder), purge_step=first) if runtime.is_main else None
+        self._writer = None
+        if runtime.is_main:
+            self._writer = tensorboard.SummaryWriter(str(folder), purge_step=first)
         # in a terminal a bar; in a log file the lines of `_write` instead
         self._bar = tqdm(
             total=last,

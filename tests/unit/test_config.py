@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yacs.config import CfgNode
 
-from generations.config import TASKS, checkout_root, default_config, load_config
+from generations.config import (
+    TASKS,
+    checkout_root,
+    default_config,
+    documented_keys,
+    known_keys,
+    load_config,
+)
 from generations.errors import UserError
 
 
@@ -104,6 +111,14 @@ def test_the_defaults_are_the_published_setting():
     cfg = default_config()
     assert (cfg.solver.lr, cfg.solver.eps, cfg.scheduler.warmup_steps) == (5e-5, 1e-6, 10000)
     assert (cfg.grid_cluster_num, cfg.grid_feat_dim, cfg.text_length) == (10000, 2048, 17)
+
+
+def test_every_key_is_documented_once():
+    keys = [key for group in documented_keys().values() for key in group]
+    assert sorted(key.name for key in keys) == sorted(known_keys())
+    assert not [key.name for key in keys if not key.description]
+    lr = next(key for key in keys if key.name == "solver.lr")
+    assert (lr.default, lr.description) == (5e-5, "learning rate")
 
 
 # the original's command lines, as its README has them

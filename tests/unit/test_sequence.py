@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from generations.decoding import cut_after_eos, painting_steps
-from generations.decoding.captions import blank_caption, next_logits
+from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import ModelSize, UnifiedTransformer
 from generations.modeling.dropout import recorded_dropout
 from generations.objectives.replay import drawn_and_greedy

@@ -8,10 +8,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from generations.errors import UserError
 from generations.features.extractors.registry import ExtractorSettings
+from generations.libraries import library
+
+ops = library("torchvision.ops")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,7 +112,7 @@ def pool_cells(maps: Tensor, grid_size: int) -> Tensor:
     batch, dim, height, width = maps.shape
     boxes = grid_boxes(grid_size, height / grid_size, width / grid_size).to(maps)
     # aligned: a point of the map stands for the middle of its cell
-    pooled = roi_align(maps, [boxes] * batch, output_size=1, sampling_ratio=-1, aligned=True)
+    pooled = ops.roi_align(maps, [boxes] * batch, output_size=1, sampling_ratio=-1, aligned=True)
     return pooled.reshape(batch, grid_size, grid_size, dim)
 
 
