@@ -8,6 +8,7 @@ from generations.checkpoint.files import (
 )
 from generations.checkpoint.loading import (
     LoadReport,
+    load_averaged,
     load_generator_weights,
     load_tensors,
     load_weights,
@@ -31,6 +32,7 @@ __all__ = [
     "check_whole",
     "convert_checkpoint",
     "from_pretrained",
+    "load_averaged",
     "load_generator_weights",
     "load_optimizer_state",
     "load_tensors",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from generations.checkpoint.files import WEIGHTS_FILE, read_tensors, same
+from generations.checkpoint.files import PTH_SUFFIXES, WEIGHTS_FILE, read_tensors, same
 from generations.checkpoint.keys import (
     TIED,
     Format,
@@ -25,6 +25,7 @@ from generations.checkpoint.keys import (
     shown,
     strip_module,
 )
+from generations.checkpoint.training_state import STATE_FILE, read_training_checkpoint
 from generations.errors import UserError
 from generations.libraries import library
 
@@ -106,6 +107,24 @@ def load_weights(model: nn.Module, path: str | Path, *, minimum: float | None = 
     Source: SPEC 2, 4, 12.
     """
     return load_tensors(model, read_tensors(find_weights(path)), str(path), minimum=minimum)
+
+
+def load_averaged(model: nn.Module, path: str | Path) -> bool:
+    """Load the averaged weights of a training checkpoint, if it holds any.
+
+    Returns:
+        whether it does; if not, the model is as it was.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    path = Path(path)
+    if path.suffix not in PTH_SUFFIXES and not (path / STATE_FILE).is_file():
+        return False
+    averaged = read_training_checkpoint(path).averaged()
+    if averaged:
+        load_tensors(model, averaged, f"{path} (averaged)")
+    return bool(averaged)
 
 
 def load_tensors(

@@ -4,6 +4,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -20,7 +21,6 @@ from generations.errors import UserError
 from generations.pipelines import assembly
 from generations.pipelines.captioning import CaptioningSettings
 from generations.pipelines.demo import Caption, Demo, Picture, timed
-from generations.pipelines.painting import PaintingSettings
 from generations.reporting.gallery import encode, framed
 
 MOST_SAMPLES, MOST_STEPS, MOST_CAPTIONS = 8, 16, 8
@@ -160,6 +160,10 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
                 steps = ui.Slider(
                     1, MOST_STEPS, min(usual.steps, MOST_STEPS), step=1, label="Steps"
                 )
+                guidance = ui.Slider(
+                    0, 10, usual.guidance, step=0.5, label="Guidance",
+                    info="how much the caption counts; for models trained with caption_dropout",
+                )  # fmt: skip
                 heat = ui.Slider(
                     0.1, 2, usual.temperature if usual.temperature > 0 else 1.0, step=0.1,
                     label="Temperature", info="of the drawn pictures",
@@ -176,12 +180,18 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
                 ui.Examples(some, [caption], label="Examples", cache_examples=False)
 
     def paint(
-        text: str, count: float, how_many: float, temperature: float, how: str, number: float
+        text: str,
+        count: float,
+        how_many: float,
+        strength: float,
+        temperature: float,
+        how: str,
+        number: float,
     ) -> str:
-        settings = PaintingSettings(
-            usual.text_length, int(how_many), seed=int(number or 0), schedule=how,
+        settings = replace(
+            usual, steps=int(how_many), seed=int(number or 0), schedule=how,
             temperature=temperature if count > 1 else -1.0, num_samples=int(count),
-            prompt=usual.prompt,
+            guidance=strength,
         )  # fmt: skip
         try:
             pictures, seconds = timed(demo.paint, text, settings)
@@ -189,7 +199,7 @@ def _painting_tab(ui: Any, demo: Demo) -> None:
             raise ui.Error(str(error), print_exception=False) from None
         return painted_html(text, pictures, seconds)
 
-    inputs = [caption, samples, steps, heat, schedule, seed]
+    inputs = [caption, samples, steps, guidance, heat, schedule, seed]
     ui.on([button.click, caption.submit], paint, inputs, [said], api_visibility="private")
 
 

@@ -3,6 +3,7 @@
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from generations.clip import load_clip
 from generations.datasets import clean_caption, painting_captions, read_karpathy
 from generations.errors import UserError
 from generations.pipelines import assembly
-from generations.pipelines.painting import PaintingRequest, PaintingSettings, paint_captions
+from generations.pipelines.painting import (
+    PaintingRequest,
+    PaintingSettings,
+    paint_captions,
+    painting_settings,
+)
 from generations.pipelines.painting_steps import write_steps
 
 STEPS_KEPT = 8  # test captions whose painting steps are written down, for the report page
@@ -38,18 +44,10 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     if cfg.rerank == "clip":
         clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
     model, start = assembly.load_trained_model(cfg, here)
+    assembly.warn_of_guidance(cfg, start)
     parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else assembly.run_folder(cfg)
     folder = Path(arguments.out or parent / f"images_{source}_{start.iteration:07d}")
-    settings = PaintingSettings(
-        cfg.text_length,
-        steps,
-        cfg.samples_per_gpu,
-        cfg.seed,
-        cfg.painting.schedule,
-        cfg.painting.temperature,
-        cfg.num_samples,
-        cfg.clip.prompt,
-    )
+    settings = replace(painting_settings(cfg), steps=steps)
     generator, tokenizer = assembly.load_image_generator(cfg, here), assembly.open_tokenizer(cfg)
     manifest = paint_captions(
         model,
@@ -59,7 +57,7 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
         folder,
         settings,
         here,
-        {"checkpoint": start.path, "iteration": start.iteration, **_how(cfg, settings)},
+        _how(cfg, start, settings),
         clip,
     )
     logger.info("painted %d pictures into %s", len(found), folder)
@@ -70,14 +68,20 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     return manifest
 
 
-def _how(cfg: CfgNode, settings: PaintingSettings) -> dict[str, Any]:
-    """What the manifest says about the painting."""
+def _how(cfg: CfgNode, start: assembly.Start, settings: PaintingSettings) -> dict[str, Any]:
+    """What the manifest says about the painting: all that a picture depends on."""
+    used = {key: value for key, value in vars(settings).items() if key != "batch_size"}
+    clip = {"rerank_clip": [cfg.clip.model, cfg.clip.weights]} if cfg.rerank == "clip" else {}
     return {
-        "steps": settings.steps,
-        "schedule": settings.schedule,
-        "temperature": settings.heat,
-        "num_samples": settings.num_samples,
+        "checkpoint": start.path,
+        "iteration": start.iteration,
+        "averaged_weights": start.averaged,
+        "image_generator": cfg.pretrained_generator,
+        "generator_noise": cfg.generator.noise,
+        **used,
+        "temperature": settings.heat,  # what -1 stands for worked out
         "rerank": cfg.rerank,
+        **clip,
     }
 
 

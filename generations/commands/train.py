@@ -30,6 +30,7 @@ from generations.pipelines import assembly
 from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
+from generations.training.average import AveragedWeights
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor, start_tracker
@@ -85,11 +86,13 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             here.rank,
             here.world_size,
             lambda number: runtime.mean_over_ranks(number, here),
+            cfg.caption_dropout,
         )
 
     def test(iteration: int) -> None:
         if validation is not None:
-            with runtime.whole_weights(step):
+            average = state.average if cfg.use_ema else None
+            with average.in_use() if average else nullcontext(), runtime.whole_weights(step):
                 score = validation(iteration)
             checkpoints.score(state, score)
 
@@ -208,6 +211,8 @@ def _state(
     scheduler = build_scheduler(optimizer, solver)
     state = TrainingState(model, optimizer, scheduler, here.scaler(cfg.loss_scale), 0, set())
     state.order = {"seed": cfg.seed, "images": images}
+    if cfg.ema:
+        state.average = AveragedWeights(model, cfg.ema)
     if saved is None:
         logger.info("starting from %s", start.path or "random weights")
         return model, state, step

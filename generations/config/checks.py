@@ -27,6 +27,8 @@ CHOICES = {
     "checkpoint_format": ("pth", "safetensors"),
     "decoding.method": ("greedy", "beam", "sample"),
     "painting.schedule": ("linear", "cosine"),
+    "painting.order": ("confidence", "halton", "random"),
+    "painting.guidance_schedule": ("constant", "growing"),
     "rerank": ("none", "clip"),
     "tracker": ("none", "wandb", "trackio"),
     "parallel": ("ddp", "fsdp"),
@@ -41,7 +43,7 @@ FLAGS = (
     "distributed", "fp16", "cpu_bf16", "tf32", "deterministic",
     "load_model_only", "resume_from_latest", "restart_iteration",
     "use_mix_feature", "use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot",
-    "use_clip_score", "recompute", "visual_mask_per_sample",
+    "use_clip_score", "use_ema", "recompute", "visual_mask_per_sample",
     "collapse_repeats", "test_val2014", "eval_skip_bad",
     "eval_fid", "eval_is", "eval_prc", "eval_clipscore", "eval_rprec", "eval_rprec_hard",
     "features.skip_bad", "generator.noise", "generator.cosine",
@@ -64,7 +66,8 @@ AT_LEAST = {
     "clusters.iterations": 1, "clusters.max_points_per_centroid": 1,
     "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0,
     "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
-    "decoding.top_k": 0, "painting.steps": 1, "painting.keep_steps": -1, "num_samples": 1,
+    "decoding.top_k": 0, "painting.steps": 1, "painting.keep_steps": -1,
+    "painting.order_noise": 0, "painting.guidance": 0, "num_samples": 1,
     "test_num": -1, "eval_image_size": 1, "eval_batch_size": 1,
 }  # fmt: skip
 
@@ -164,7 +167,14 @@ def _check_decoding(cfg: CfgNode) -> None:
         raise UserError(
             f"painting.temperature must be 0 or more (or -1), not {cfg.painting.temperature}"
         )
-    if cfg.painting.temperature == 0 and cfg.num_samples > 1:
+    noise, order = cfg.painting.order_noise, cfg.painting.order
+    if noise and order != "confidence":
+        raise UserError(
+            f"painting.order_noise {noise} is of painting.order confidence, not of {order}: leave "
+            "one of them out"
+        )
+    same = cfg.painting.temperature == 0 and not (noise or order == "random")
+    if same and cfg.num_samples > 1:
         raise UserError(
             f"painting.temperature 0 makes all {cfg.num_samples} pictures of a caption the same; "
             "raise it, for example to 1, or set num_samples 1"
@@ -183,7 +193,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         raise UserError(
             f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
         )
-    for key in ("model.dropout", "label_smoothing"):
-        value = cfg.model.dropout if key == "model.dropout" else cfg.label_smoothing
+    for key in ("model.dropout", "label_smoothing", "caption_dropout", "ema"):
+        value = value_of(cfg, key)
         if not 0 <= value < 1:
             raise UserError(f"{key} must lie in [0, 1), not {value}")

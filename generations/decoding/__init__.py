@@ -8,10 +8,13 @@ from generations.decoding.captions import (
     sampled_captions,
 )
 from generations.decoding.images import PaintingStep, image_tokens, painting_steps
+from generations.decoding.orders import Guidance, Order
 from generations.decoding.sampling import choose_tokens, draw_uniforms
 
 __all__ = [
+    "Guidance",
     "Hypotheses",
+    "Order",
     "PaintingStep",
     "beam_captions",
     "caption_tokens",

@@ -1,7 +1,7 @@
 """The tasks an iteration can train, each (model, batch, context) -> StepOutput."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from generations.objectives.sequence import (
 )
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
 from generations.rewards import DocumentFrequency, cider_d
-from generations.vocabulary import PAD
+from generations.vocabulary import EMPTY, PAD
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class TaskContext:
         rank: of this process, whose batch is the rank-th slice of the global one.
         world_size: number of processes.
         mean_over_processes: of a number in a tensor, each process's own.
+        caption_dropout: share of xe_t2i's captions that are emptied, for guidance.
     """
 
     generator: torch.Generator
@@ -86,6 +87,7 @@ class TaskContext:
     rank: int = 0
     world_size: int = 1
     mean_over_processes: Callable[[Tensor], Tensor] = lambda number: number
+    caption_dropout: float = 0.0
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -113,6 +115,8 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         share = context.world_size * int(positions.sum()) / int(everywhere.sum())
     else:
         positions = random_mask_positions(cells, context.generator)
+    if context.caption_dropout:
+        batch = drop_captions(batch, context)
     loss = xe_t2i_loss(
         model,
         batch,
@@ -121,6 +125,19 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         dense=context.levels.painting,
     )
     return StepOutput(loss * share)
+
+
+def drop_captions(batch: Batch, context: TaskContext) -> Batch:
+    """The batch with some captions emptied: [CLS] [SEP] PAD. Drawn for the global batch.
+
+    Source: Ho and Salimans 2021 (classifier-free guidance), section 3.2.
+    """
+    chances = torch.rand(context.world_size * len(batch), generator=context.generator)
+    dropped = (chances < context.caption_dropout).chunk(context.world_size)[context.rank]
+    empty = torch.full_like(batch.text_ids[0], PAD)
+    empty[: len(EMPTY)] = empty.new_tensor(EMPTY)
+    dropped = dropped.to(empty.device)[:, None]
+    return replace(batch, text_ids=torch.where(dropped, empty, batch.text_ids))
 
 
 def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:

@@ -150,10 +150,14 @@ def whole(value: Any, keep: bool = True) -> Any:
 def distribute_moments(optimizer: Optimizer) -> None:
     """Shard moments that were loaded as whole tensors as the parameters are."""
     for parameter, moments in optimizer.state.items():
-        if not _is_shard(parameter):
-            continue
         for name, value in moments.items():
-            if isinstance(value, Tensor) and value.ndim and not _is_shard(value):
-                moments[name] = tensor.distribute_tensor(
-                    value, parameter.device_mesh, parameter.placements, src_data_rank=None
-                )
+            if isinstance(value, Tensor) and value.ndim:
+                moments[name] = shard_like(value, parameter)
+
+
+def shard_like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, sharded as another one is; or as it was."""
+    if not _is_shard(other) or _is_shard(value):
+        return value
+    mesh, placements = other.device_mesh, other.placements
+    return tensor.distribute_tensor(value, mesh, placements, src_data_rank=None)

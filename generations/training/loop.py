@@ -20,6 +20,7 @@ from generations.runtime import (
     seed_everything,
     without_sync,
 )
+from generations.training.average import AveragedWeights
 from generations.training.guards import GradientGuard, PolicyWatch
 from generations.training.monitor import Monitor
 from generations.training.optim import fill_absent_gradients
@@ -65,6 +66,7 @@ class TrainingState:
         skipped: updates skipped in all, and in a row up to now.
         best: the best score of a test, and its iteration.
         tested: the iteration of the last test.
+        average: the averaged weights, if there are any.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class TrainingState:
     skipped: tuple[int, int] = (0, 0)
     best: tuple[float, int] | None = None
     tested: int = 0
+    average: AveragedWeights | None = None
 
 
 def train(
@@ -220,4 +223,6 @@ def _update(state: TrainingState, grad_clip: float, guard: GradientGuard) -> tup
     state.scaler.update()  # it learns from a skipped one as well
     state.optimizer.zero_grad(set_to_none=True)
     state.scheduler.step()
+    if updated and state.average is not None:
+        state.average.update(state.scheduler.last_epoch)
     return norm, updated

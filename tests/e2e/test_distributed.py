@@ -18,7 +18,7 @@ COMMON = (
     # the strictest case: the processes predict different numbers of positions
     *("global_batch", str(BATCH), "visual_mask_per_sample", "1"),
     *("gradient_accumulation_steps", "2", "checkpoint_time", "40"),
-    *("scheduler.max_steps", str(STEPS // 2), "test_interval", "0", "log_time", "1"),
+    *("scheduler.max_steps", str(STEPS // 2), "test_interval", "0", "log_time", "1", "ema", "0.9"),
 )
 
 
@@ -68,6 +68,8 @@ def test_checkpoints_hold_the_same_whole_state(models, other):
     assert one.weights.keys() == two.weights.keys()
     for name, value in one.weights.items():
         assert (value - two.weights[name]).abs().max() < 1e-4, name
+    for name, value in one.extra["ema"].items():
+        assert (value - two.extra["ema"][name]).abs().max() < 1e-4, name
     assert one.optimizer["state"].keys() == two.optimizer["state"].keys()
     for index, moments in one.optimizer["state"].items():
         assert (moments["exp_avg"] - two.optimizer["state"][index]["exp_avg"]).abs().max() < 1e-3
@@ -88,6 +90,11 @@ def test_a_run_goes_on_with_other_processes(world, models, tmp_path, name, other
     found = losses(tmp_path / "moved")
     assert set(found) == set(range(41, STEPS + 1))
     assert differ(losses(models / "one"), found) < 1e-5
+    whole, parts = (
+        read_training_checkpoint(folder / "model_0000050.pth").extra["ema"]
+        for folder in (models / "one", tmp_path / "moved")
+    )
+    assert all((value - parts[name]).abs().max() < 1e-4 for name, value in whole.items())
 
 
 def test_two_machines_go_on_as_one(world, models, tmp_path):
