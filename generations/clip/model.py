@@ -6,17 +6,20 @@ Shape legend: B batch, E embedding size, S image side, T context length.
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import open_clip
 import torch
 import torchvision.transforms.functional as vision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 
+from generations.libraries import library
+
+open_clip = library("open_clip", "open_clip_torch")
+
 PROMPT = "A photo depicts "  # SPEC 8
 PREPROCESS = {  # open_clip's defaults
-    "mean": open_clip.OPENAI_DATASET_MEAN,
-    "std": open_clip.OPENAI_DATASET_STD,
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generations.clip.model import PREPROCESS, PROMPT, ClipModel, SmallTokenizer, used_tokens
 from generations.errors import UserError
+from generations.libraries import library
 from generations.progress import progress_bar
+
+open_clip = library("open_clip", "open_clip_torch")
 
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 MAX_SCALE = math.log(100)  # of the similarities, as in the CLIP paper
@@ -207,16 +209,14 @@ def _batches(
             steps += 1
 
 
-def _similarities(network: open_clip.CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
+def _similarities(network: Any, pixels: Tensor, tokens: Tensor) -> Tensor:
     """Normalised pixels (B, 3, S, S) and token ids (B, T) -> (B, B) scaled cosines."""
     images = network.encode_image(pixels, normalize=True)
     texts = network.encode_text(tokens, normalize=True)
     return network.logit_scale.exp() * images @ texts.T
 
 
-def _step(
-    network: open_clip.CLIP, optimizer: torch.optim.Optimizer, loss: Tensor, step: int
-) -> None:
+def _step(network: Any, optimizer: torch.optim.Optimizer, loss: Tensor, step: int) -> None:
     if not torch.isfinite(loss):
         raise UserError(f"CLIP: the loss is {loss.item()} at step {step}; lower clip.lr")
     optimizer.zero_grad()

@@ -309,7 +309,7 @@ def small_vit_b32(monkeypatch):
 @pytest.mark.parametrize("tag,quick", [("openai", True), ("laion2b_s34b_b79k", False)])
 def test_a_tag_brings_its_activation_function(files, monkeypatch, small_vit_b32, tag, quick):
     # open_clip itself builds GELU for "ViT-B-32" whatever the tag, and only warns
-    monkeypatch.setattr(loading, "download_pretrained", lambda config: files[1])
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda config: files[1])
     pixels = random_pixels(1, 3, 32, 32)
     clip = load_clip("ViT-B-32", tag)
     network = make_network(quick_gelu=quick)
@@ -326,7 +326,7 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(monkeypatch
     def offline(config):
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(loading, "download_pretrained", offline)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", offline)
     with pytest.raises(UserError) as e:
         load_clip("ViT-B-32", "openai")
     message = str(e.value)

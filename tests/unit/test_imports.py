@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "generations"
-EVERYWHERE = {"batch", "errors", "files", "progress", "vocabulary", ""}
+EVERYWHERE = {"batch", "errors", "files", "libraries", "progress", "vocabulary", ""}
 LEVELS = {
     1: {"modeling", "checkpoint", "image_generator", "datasets", "features", "metrics", "runtime"},
     2: {"decoding", "rewards", "objectives"},
