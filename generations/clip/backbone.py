@@ -1,7 +1,7 @@
 """An image half that sees with a network trained on ImageNet, of which a head alone is trained.
 
 Shape legend: B batch, C channels of all chosen maps, W width of the head, E embedding size, S image
-side, c cells a side: S / 32.
+side, c cells a side.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from generations.libraries import library
 open_clip = library("open_clip", "open_clip_torch")
 
 BACKBONE = "efficientnet-lite0"
-CELL = 32  # pixels a side
+CELLS = 4  # c
 PREFIX = "backbone."
 # open_clip builds the text half beside an image half, which then gives way
 _STAND_IN = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
@@ -84,7 +84,7 @@ class BackboneTower(nn.Module):
         for number, block in enumerate(self.backbone, -1):
             x = block(x)
             if number in self._blocks:
-                found.append(F.adaptive_avg_pool2d(x, pixels.shape[2] // CELL))
+                found.append(F.adaptive_avg_pool2d(x, CELLS))
         return torch.cat(found, dim=1)
 
 
