@@ -16,10 +16,6 @@ open_clip = library("open_clip", "open_clip_torch")
 transforms = library("torchvision.transforms")
 vision = library("torchvision.transforms.functional")
 
-from generations.libraries import library
-
-open_clip = library("open_clip", "open_clip_torch")
-
 PROMPT = "A photo depicts "  # SPEC 8
 PREPROCESS = {  # open_clip's defaults
     "mean": (0.48145466, 0.4578275, 0.40821073),
