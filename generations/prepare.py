@@ -3,11 +3,13 @@
 Steps:
     mini-world  draw the embedded data set: pictures, captions and a vocabulary
     captions    check captions_file and images_dir, and write the split file dataset_coco
+    vocabulary  the pieces of BERT's vocabulary that the train captions have, into vocab_file
     features    grid features of all images
     clusters    codebook of the features, and the cluster ids of all images
     generator   train the network that turns cluster ids back into pixels
     clip        train a small CLIP, where clip.model and clip.weights are empty
-    all         captions, features, clusters, generator and, where it is to be trained, clip
+    all         all of them; vocabulary where vocab_file is to be made in data_dir, clip where it
+                is to be trained
 
 The file names are those of the configuration; data_dir/manifest.json says what was made how.
 features and generator may run in several processes:
@@ -24,7 +26,9 @@ if not __package__:  # run as a script: the package's own folder must not shadow
 
 from generations import cli
 
-STEPS = ("mini-world", "captions", "features", "clusters", "generator", "clip", "all")
+STEPS = (
+    *("mini-world", "captions", "vocabulary", "features", "clusters", "generator", "clip", "all"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from generations.checkpoint.convert import convert_checkpoint
 from generations.checkpoint.files import (
     read_tensors,
+    refuse_misfit,
     save_pth,
     save_safetensors,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "optimizer_state_by_name",
     "read_tensors",
     "read_training_checkpoint",
+    "refuse_misfit",
     "save_pretrained",
     "save_pth",
     "save_safetensors",

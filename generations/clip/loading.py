@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from generations.clip.backbone import build_network
 from generations.clip.model import PREPROCESS, ClipModel, SmallTokenizer
 from generations.errors import UserError
 from generations.files import atomic_path, read_json, write_json
@@ -177,7 +178,9 @@ def _build(model_cfg: dict[str, Any], model: str) -> nn.Module:
             text["hf_model_pretrained"] = False  # the checkpoint brings all weights
         if "multimodal_cfg" in parts:
             return open_clip.CoCa(**parts)
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
+        return open_clip.CustomTextCLIP(**parts) if custom else build_network(parts)
+    except UserError:  # a ValueError too
+        raise
     except MISFITS as error:
         raise UserError(f"clip.model {model}: open_clip cannot build it: {_short(error)}") from None
 

@@ -14,22 +14,26 @@ from generations.files import remove_abandoned
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
     check_sources,
+    makes_vocabulary,
     prepare_captions,
     prepare_clip,
     prepare_clusters,
     prepare_features,
     prepare_generator,
+    prepare_vocabulary,
 )
 
 logger = logging.getLogger(__name__)
 
 STEPS = {
     "captions": prepare_captions,
+    "vocabulary": prepare_vocabulary,
     "features": prepare_features,
     "clusters": prepare_clusters,
     "generator": prepare_generator,
     "clip": prepare_clip,
 }
+OPTIONAL = {"vocabulary": makes_vocabulary, "clip": is_small_clip}  # in `all`: if this holds
 SHARED = ("features", "generator")  # steps that several processes may do together
 
 
@@ -50,7 +54,7 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
         elif arguments.step == "all":
             check_sources(cfg)
             for name, step in STEPS.items():
-                if name != "clip" or is_small_clip(cfg):
+                if name not in OPTIONAL or OPTIONAL[name](cfg):
                     step(cfg, here)
         else:
             STEPS[arguments.step](cfg, here)

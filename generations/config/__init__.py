@@ -188,7 +188,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     kind = type(default)
     try:
         if kind is list:
-            item = float if default and isinstance(default[0], float) else str
+            item = type(default[0]) if default else str
             return [item(part) for part in _as_list(value)]
         if kind is str:
             if isinstance(value, (list, Mapping)):

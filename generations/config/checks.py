@@ -65,6 +65,8 @@ AT_LEAST = {
     "features.image_size": 1, "features.batch_size": 1,
     "clusters.iterations": 1, "clusters.max_points_per_centroid": 1,
     "clip.train_steps": 1, "clip.batch_size": 2, "clip.lr": 0,
+    "clip.embed_dim": 1, "clip.text_width": 32, "clip.text_layers": 1, "clip.image_width": 1,
+    "clip.context_length": 3, "clip.image_size": 0, "clip.dropout": 0,
     "decoding.beam_size": 1, "decoding.num_captions": 1, "decoding.temperature": 0,
     "decoding.top_k": 0, "painting.steps": 1, "painting.keep_steps": -1,
     "painting.order_noise": 0, "painting.guidance": 0, "num_samples": 1,

@@ -23,7 +23,12 @@ from generations.datasets.stores import (
     open_cluster_store,
     open_feature_store,
 )
-from generations.datasets.tokenizer import CaptionTokenizer, clean_caption, collapse_repeated_words
+from generations.datasets.tokenizer import (
+    CaptionTokenizer,
+    clean_caption,
+    collapse_repeated_words,
+    occurring_pieces,
+)
 
 __all__ = [
     "CaptionTokenizer",
@@ -40,6 +45,7 @@ __all__ = [
     "convert_features",
     "draw_sample",
     "load_centroids",
+    "occurring_pieces",
     "open_cluster_store",
     "open_feature_store",
     "open_feature_writer",

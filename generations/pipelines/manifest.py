@@ -24,11 +24,21 @@ def note(cfg: CfgNode, step: str, **facts: Any) -> None:
     Raises:
         UserError: the file there is not a manifest.
     """
+    manifest = read_manifest(cfg)
+    used = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
+    manifest["libraries"] = manifest.get("libraries", {}) | used
+    manifest[step] = facts
+    write_json(Path(cfg.data_dir) / MANIFEST, manifest)
+
+
+def read_manifest(cfg: CfgNode) -> dict[str, Any]:
+    """{step: facts} of what was made; empty where nothing was.
+
+    Raises:
+        UserError: the file there is not a manifest.
+    """
     path = Path(cfg.data_dir) / MANIFEST
     manifest = read_json(path, "manifest") if path.exists() else {}
     if not isinstance(manifest, dict):
         raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
-    used = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
-    manifest["libraries"] = manifest.get("libraries", {}) | used
-    manifest[step] = facts
-    write_json(path, manifest)
+    return manifest

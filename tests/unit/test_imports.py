@@ -11,7 +11,7 @@ LEVELS = {
     3: {"training"},
     4: {"cli", "pipelines", "reporting", "main", "inference", "sample_images", "evaluate"},
 }
-LEVELS[1] |= {"config", "clip"}
+LEVELS[1] |= {"config", "clip", "efficientnet"}
 LEVELS[4] |= {"prepare", "report", "convert_checkpoint", "convert_features", "demo", "export"}
 LEVELS[4] |= {"commands", "push", "__main__"}
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -22,6 +22,8 @@ BESIDE = {
     ("rewards", "metrics"),  # one CIDEr-D and one CLIP score for both
     ("features", "checkpoint"),  # extractors read files of weights as safely as models do
     ("features", "clip"),  # one loader of CLIPs
+    ("efficientnet", "checkpoint"),
+    *(("features", "efficientnet"), ("clip", "efficientnet")),  # one network for both
     ("checkpoint", "modeling"),  # save_pretrained and from_pretrained build the model
     ("checkpoint", "config"),
 }

@@ -153,24 +153,3 @@ def seeded(build: Callable[[], AnyModule], seed: int) -> AnyModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def refuse_misfit(
-    source: str, what: str, missing: Sequence[str], unexpected: Sequence[str]
-) -> None:
-    """Raise a UserError if names of a file of weights and of a network differ.
-
-    Args:
-        source: the file.
-        what: the network it should fit.
-        missing: names that the file lacks.
-        unexpected: names that the network does not have, or has in another shape.
-    """
-    if not missing and not unexpected:
-        return
-    told = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, kind in ((missing, "are missing"), (unexpected, "do not fit"))
-        if names
-    ]
-    raise UserError(f"features.weights {source} is not of {what}: of its tensors {'; '.join(told)}")
