@@ -134,9 +134,9 @@ def drop_captions(batch: Batch, context: TaskContext) -> Batch:
     """
     chances = torch.rand(context.world_size * len(batch), generator=context.generator)
     dropped = (chances < context.caption_dropout).chunk(context.world_size)[context.rank]
-    empty = torch.full_like(batch.text_ids[0], PAD)
-    empty[: len(EMPTY)] = empty.new_tensor(EMPTY)
-    dropped = dropped.to(empty.device)[:, None]
+    length = batch.text_ids.shape[1]
+    empty = to_device(torch.tensor([*EMPTY, *[PAD] * (length - len(EMPTY))]), batch.text_ids.device)
+    dropped = to_device(dropped, empty.device)[:, None]
     return replace(batch, text_ids=torch.where(dropped, empty, batch.text_ids))
 
 

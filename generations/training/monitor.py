@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from generations.libraries import library
 from generations.runtime import Runtime, mean_over_ranks
+from generations.training.speed import Speed
 
 tensorboard = library("torch.utils.tensorboard")
 
@@ -35,7 +36,9 @@ class Monitor:
         last: int,
         log_every: int,
         tracker: Any = None,
+        speed: Speed | None = None,
     ):
+        self._speed = speed or Speed()
         self._tracker = tracker if runtime.is_main else None
         self._runtime = runtime
         self._last = last
@@ -80,6 +83,8 @@ class Monitor:
             between.
         """
         for name, value in figures.items():
+            if name.startswith("loss/"):
+                self._speed.record(name.removeprefix("loss/"), samples)
             self._values[name].append(value.detach().float())
             if counted is not None:
                 self._counted[name].append(counted)
@@ -107,16 +112,22 @@ class Monitor:
         rate = self._samples / max(now - self._since, 1e-9)
         seconds_left = (now - self._since) / self._iterations * (self._last - iteration)
         if self._writer is not None:
-            self.scalars(iteration, figures | {"samples_per_second": rate})
+            speed = self._speed.figures(now - self._since)
+            self.scalars(iteration, figures | {"samples_per_second": rate} | speed)
             line = " ".join(
                 f"{name.removeprefix('loss/')} {value:.4g}" for name, value in figures.items()
             )
-            self._bar.set_postfix_str(f"{line} {rate:.0f} samples/s")
+            line += f" {rate:.0f} samples/s"
+            if speed:
+                line += f", {speed['tflops']:.3g} TFLOP/s"
+            if "share_of_peak" in speed:
+                line += f" ({100 * speed['share_of_peak']:.0f} % of the card's peak)"
+            self._bar.set_postfix_str(line)
             if self._bar.disable:
                 minutes, seconds = divmod(round(seconds_left), 60)
                 logger.info(
-                    "iteration %d/%d %s %.0f samples/s, %d:%02d left",
-                    *(iteration, self._last, line, rate, minutes, seconds),
+                    "iteration %d/%d %s, %d:%02d left",
+                    *(iteration, self._last, line, minutes, seconds),
                 )
         self._values.clear()
         self._counted.clear()
