@@ -32,6 +32,7 @@ from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.runtime.cards import card_name, peak_tflops
+from generations.runtime.graphs import Graphs, at_once
 from generations.training.average import AveragedWeights
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
@@ -78,6 +79,8 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     if cfg.test_interval:
         validation = Validation(cfg, model, here, monitor, lambda: watch.heard)
     levels = assembly.feature_levels(cfg)
+    on_one_gpu = here.device.type == "cuda" and here.world_size == 1
+    run = Graphs() if cfg.graphs and on_one_gpu else at_once
 
     def make_context(generator: torch.Generator) -> TaskContext:
         return TaskContext(
@@ -92,6 +95,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             lambda number: runtime.mean_over_ranks(number, here),
             cfg.caption_dropout,
             bool(cfg.activation_checkpointing),
+            run,
         )
 
     def test(iteration: int) -> None:
