@@ -212,6 +212,7 @@ def test_drawn_captions_have_the_log_probabilities_that_the_cache_drew_them_with
     assert not logprobs[:, [0, -1]].any()
 
 
+@pytest.mark.slow
 def test_drawn_captions_have_the_frequencies_of_the_model():
     model = make(1)
     with torch.no_grad():

@@ -436,6 +436,7 @@ def to_batch(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
 
+@pytest.mark.slow
 def test_a_small_clip_learns_to_find_captions(trained):
     clip, logs = trained
     images, captions, kinds = color_world(200, seed=1)
