@@ -16,13 +16,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __name__ == "__main__":  # the checkout's package, wherever this is called from
     sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import measures
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from generations.batch import Batch
 from generations.decoding import caption_tokens, image_tokens
 from generations.modeling import ModelSize, UnifiedTransformer, choose_library
-from generations.objectives import TASKS, SequenceSettings, TaskContext
+from generations.objectives import TASKS, SequenceSettings, TaskContext, replay
 from generations.runtime import generator
 from generations.training.optim import SolverSettings, build_optimizer
 from generations.training.update import apply_gradients
@@ -73,12 +76,10 @@ class Operators(TorchDispatchMode):
         self.names[name] += 1
         self.kernels += not func.is_view and name not in ("detach", "lift_fresh")
         on_device = self.answer is None or any(t.device.type == "cuda" for t in tensors)
-        if on_device and self._waits(name, args):
-            self.reads[name] += 1
-            if self.answer is not None and name != "index_put_":
+        if self._waits(name, args):
+            self.reads[name] += on_device
+            if self.answer is not None and not name.startswith("index_put"):
                 return self.answer(name, args)
-        elif name == "_local_scalar_dense" and self.answer is not None:
-            return self.answer(name, args)  # the host's own
         moves = name in ("_to_copy", "copy_")
         if moves and self.answer is not None:
             target = kwargs.get("device") or tensors[0].device
@@ -111,9 +112,14 @@ class Lists(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.tolist and args[0].device.type == "cuda":
-            self._operators.reads["tolist"] += 1
-            return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu").tolist()
+        if func in (Tensor.tolist, Tensor.numpy):
+            value = args[0]
+            if value.device.type == "cuda":
+                self._operators.reads["tolist"] += 1
+            zeros = np.zeros(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            return zeros if func is Tensor.numpy else zeros.tolist()
+        if func is Tensor.pin_memory:
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 
@@ -140,11 +146,13 @@ def on_cpu(name: str, model: UnifiedTransformer, batch: Batch) -> Row:
     optimizer = build_optimizer(model, SolverSettings())
     joined: set[str] = set()
     parts: dict[str, Operators] = {}
+    # as on a GPU with room for all
+    all_rows = mock.patch.object(replay, "rows_at_once", lambda *_: 10**6)
     for _ in range(2):
         parts = {part: Operators() for part in ("forward", "backward", "update")}
         with parts["forward"], torch.autocast("cpu", torch.bfloat16):
             loss = TASKS[name](model, batch, context_of()).loss
-        with parts["backward"]:
+        with parts["backward"], all_rows:
             loss.backward()
         with parts["update"]:
             apply_gradients(model, optimizer, joined, 1.0)
@@ -181,6 +189,7 @@ def on_fake_cuda(run: Callable[[UnifiedTransformer, Batch], Any], batch: Batch) 
         with torch.device(CUDA):
             model = UnifiedTransformer(NARROW).train()
         moved = batch._map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=CUDA))
+        moved = replace(moved, references=batch.references)  # they stay on the host
         stack.enter_context(operators)
         stack.enter_context(Lists(operators))
         run(model, moved)

@@ -57,8 +57,12 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on `device`, floating-point ones in float32."""
+        """The same batch with every tensor on `device`, floating-point ones in float32.
+
+        References stay: rewards are computed on the CPU.
+        """
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = replace(moved, references=self.references)
         # only there: half precision is half the way from the disk to the device
         return moved._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
@@ -68,3 +72,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor of the CPU on `device`, without waiting for what runs there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # only from there are copies made beside the rest
+    return tensor.to(device, non_blocking=True)

@@ -25,17 +25,20 @@ from generations.datasets import (
 from generations.errors import ProcessLostError, UserError
 from generations.files import only_writer, write_text
 from generations.modeling import UnifiedTransformer, build_model, compile_layers
+from generations.modeling.work import stage1_operations
 from generations.objectives import TaskContext, TaskStep, reads_dense
 from generations.pipelines import assembly
 from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
+from generations.runtime.cards import card_name, peak_tflops
 from generations.training.average import AveragedWeights
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
 from generations.training.monitor import Monitor, start_tracker
 from generations.training.optim import SolverSettings, build_optimizer, build_scheduler
 from generations.training.profiling import StepProfiler
+from generations.training.speed import Speed
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,8 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     tracker = None
     if here.is_main:
         tracker = start_tracker(cfg.tracker, cfg.exp_id, folder, yaml.safe_load(cfg.dump()))
-    monitor = Monitor(folder, here, state.iteration + 1, settings.iterations, cfg.log_time, tracker)
+    first, last = state.iteration + 1, settings.iterations
+    monitor = Monitor(folder, here, first, last, cfg.log_time, tracker, _speed(cfg, model, here))
     validation = None
     if cfg.test_interval:
         validation = Validation(cfg, model, here, monitor, lambda: watch.heard)
@@ -107,6 +111,21 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
         profiler.close()
         checkpoints.close()
         monitor.close()
+
+
+def _speed(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> Speed:
+    """How speed is told; says what this runs on."""
+    name = card_name(here.device)
+    half = here.device.type == "cuda" and here.autocast_dtype is not None
+    peak = peak_tflops(name) if half else None
+    if here.device.type == "cuda":
+        told = f"whose peak is {peak:g} TFLOP/s" if peak else "whose peak is not known here"
+        dtype = str(here.autocast_dtype or torch.float32).removeprefix("torch.")
+        logger.info("%d process(es), each on one %s, in %s, %s", here.world_size, name, dtype, told)
+    operations = stage1_operations(
+        model.size, cfg.text_length, model.causal, cfg.captions_per_image
+    )
+    return Speed(operations, here.world_size, peak)
 
 
 def _check_agreement(cfg: CfgNode, here: runtime.Runtime) -> None:

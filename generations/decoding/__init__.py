@@ -1,5 +1,6 @@
 """Reading sequences out of the model: captions left to right, images by mask-predict."""
 
+from generations.decoding.active import Active
 from generations.decoding.beam import beam_captions
 from generations.decoding.captions import (
     Hypotheses,
@@ -12,6 +13,7 @@ from generations.decoding.orders import Guidance, Order
 from generations.decoding.sampling import choose_tokens, draw_uniforms
 
 __all__ = [
+    "Active",
     "Guidance",
     "Hypotheses",
     "Order",

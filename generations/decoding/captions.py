@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from generations.decoding.active import Active
 from generations.decoding.prefixes import blank_caption, open_prefixes
 from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
@@ -98,24 +99,23 @@ def decode_scored(
     prefixes = open_prefixes(model, vision, text_length)
     if images is not None:
         prefixes = prefixes.rows(images)
-    active = torch.arange(len(vision if images is None else images), device=vision.device)
-    ids = blank_caption(len(active), text_length, vision.device)  # (B, T)
+    active = Active(len(vision if images is None else images), vision.device)
+    ids = blank_caption(len(active.rows), text_length, vision.device)  # (R, T)
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
-    log_probs = torch.zeros(len(active), device=vision.device)
+    log_probs = torch.zeros(len(active.rows), device=vision.device)
     for step in range(1, steps + 1):
         logits = prefixes.logits(ids, step)
-        chosen = choose(logits, active, step)
+        chosen = choose(logits, active.rows, step)
         ids[:, step] = chosen
-        written[active, step] = chosen
-        log_probs[active] += log_probability(logits, chosen)
-        going = chosen != EOS
-        if not going.all():
-            # ended captions leave the batch
-            active, ids = active[going], ids[going]
-            if not len(active):
+        rows = active.counting(active.rows)
+        written[rows, step] = active.counting(chosen)
+        log_probs[rows] += active.counting(log_probability(logits, chosen))
+        stay = active.end(chosen != EOS)
+        if stay is not None:
+            if not len(stay):
                 break
-            prefixes = prefixes.rows(going)
+            ids, prefixes = ids[stay], prefixes.rows(stay)
     return written, log_probs
 
 

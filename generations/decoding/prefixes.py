@@ -90,6 +90,7 @@ def prefix_logits(
     ids: Tensor,
     steps: Tensor,
     shared: int | None = None,
+    longest: int | None = None,
 ) -> Tensor:
     """Logits (B, V), for each row of one position, which attends to the positions up to itself.
 
@@ -98,13 +99,14 @@ def prefix_logits(
         ids: (B, T), row b written up to `steps[b]` - 1.
         steps: (B,) in 1..T-1.
         shared: the step of all rows, if there is one.
+        longest: the largest of the steps, where the caller knows it.
     """
     if model.zeroshot:
         seen = None  # every id > 0, and none of CLS, words, MASK and SEP is 0
     elif shared is not None:
         ids, seen = ids[:, : shared + 1], None  # later positions are hidden: not computed at all
     else:
-        ids = ids[:, : int(steps.max()) + 1]
+        ids = ids[:, : (longest or int(steps.max())) + 1]
         seen = upto(steps, ids.shape[1])
     text = model.encode_text(ids, seen)
     _, state = model.fuse(vision, text, seen, read="text", text_positions=steps[:, None])

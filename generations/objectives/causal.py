@@ -8,11 +8,9 @@ from generations.batch import Batch
 from generations.decoding.captions import decode_scored
 from generations.modeling import UnifiedTransformer, visual_input
 from generations.modeling.visibility import teacher_forcing
-from generations.objectives.losses import BERT_CLASSES, label_smoothing_loss
+from generations.objectives.losses import BERT_CLASSES, IGNORED, label_smoothing_loss
 from generations.objectives.sequence import end_captions, evaluating
 from generations.vocabulary import PAD
-
-IGNORED = -100  # a target that F.cross_entropy leaves out of the mean
 
 
 def word_states(model: UnifiedTransformer, vision: Tensor, ids: Tensor, predicted: int) -> Tensor:

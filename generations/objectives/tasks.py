@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from generations.batch import Batch
+from generations.batch import Batch, to_device
 from generations.modeling import FeatureLevels, UnifiedTransformer, visual_input
 from generations.objectives.causal import causal_draw, causal_i2t_loss
 from generations.objectives.losses import (
@@ -120,7 +120,7 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     loss = xe_t2i_loss(
         model,
         batch,
-        positions.to(batch.cluster_ids.device),
+        positions,
         smoothing=context.smoothing,
         dense=context.levels.painting,
     )
@@ -134,9 +134,9 @@ def drop_captions(batch: Batch, context: TaskContext) -> Batch:
     """
     chances = torch.rand(context.world_size * len(batch), generator=context.generator)
     dropped = (chances < context.caption_dropout).chunk(context.world_size)[context.rank]
-    empty = torch.full_like(batch.text_ids[0], PAD)
-    empty[: len(EMPTY)] = empty.new_tensor(EMPTY)
-    dropped = dropped.to(empty.device)[:, None]
+    length = batch.text_ids.shape[1]
+    empty = to_device(torch.tensor([*EMPTY, *[PAD] * (length - len(EMPTY))]), batch.text_ids.device)
+    dropped = to_device(dropped, empty.device)[:, None]
     return replace(batch, text_ids=torch.where(dropped, empty, batch.text_ids))
 
 
@@ -152,24 +152,26 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     ids, logprobs, greedy = draw(
         model, visual, settings.samples, greedy_wanted, settings.text_length
     )
-    both = torch.cat([ids, greedy])
+    both = torch.cat([ids, greedy]).cpu()  # the one time that words are read for their reward
     scores = cider_d(both, batch.references, document_frequency=settings.document_frequency)
     reward, baseline = scores[: len(ids)], scores[len(ids) :]
     if not greedy_wanted:
         others = reward.view(settings.samples, -1)
         baseline = ((others.sum(0) - others) / (settings.samples - 1)).flatten()
-    advantage = (reward - baseline).to(logprobs)[:, None]  # (M, 1)
-    loss = self_critical_loss(logprobs, ids, advantage)
-    drawn = ids.unique(dim=0)
+    advantage = (reward - baseline).to(logprobs.dtype)[:, None]  # (M, 1)
+    loss = self_critical_loss(logprobs, ids, to_device(advantage, logprobs.device))
+    words = both[: len(ids)]
+    drawn = words.unique(dim=0)
     logs = {
         "rl_i2t/reward": reward.mean(),
         "rl_i2t/baseline": baseline.mean(),
         "rl_i2t/advantage": advantage.abs().mean(),
-        "rl_i2t/caption_length": (ids != PAD).sum(1).float().mean(),
+        "rl_i2t/caption_length": (words != PAD).sum(1).float().mean(),
         "rl_i2t/distinct": torch.tensor(len(drawn) / len(ids)),
         "rl_i2t/collapsed": torch.tensor(float(len(ids) > 1 and len(drawn) == 1)),
     }
-    return StepOutput(loss, {name: value.to(loss.device) for name, value in logs.items()})
+    values = to_device(torch.stack([value.float() for value in logs.values()]), loss.device)
+    return StepOutput(loss, dict(zip(logs, values, strict=True)))
 
 
 def _draw_anew(

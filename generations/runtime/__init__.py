@@ -11,6 +11,7 @@ from generations.runtime.base import (
     start,
     wait_for_all,
 )
+from generations.runtime.late import Later
 from generations.runtime.parallel import (
     clip_gradients,
     data_parallel,
@@ -23,6 +24,7 @@ from generations.runtime.parallel import (
 from generations.runtime.watch import Watch, ignore_stop_signals
 
 __all__ = [
+    "Later",
     "Precision",
     "Runtime",
     "Watch",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,12 @@ def _device(name: str, local_rank: int | None) -> torch.device:
             name = "cuda"
         elif torch.backends.mps.is_available():
             name = "mps"
+        elif _gpu_is_there():
+            logger.warning(
+                "this machine has a GPU that PyTorch %s (for CUDA %s) cannot use: this runs on the "
+                "CPU; a driver that fits, or another build of PyTorch, is wanted",
+                *(torch.__version__, torch.version.cuda),
+            )
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -293,6 +300,12 @@ def _device(name: str, local_rank: int | None) -> torch.device:
                 "lower NUM_GPUS or widen CUDA_VISIBLE_DEVICES"
             )
     return device
+
+
+def _gpu_is_there() -> bool:
+    """Whether there is an NVIDIA GPU that nobody hides."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    return not hidden and Path("/proc/driver/nvidia/version").exists()
 
 
 def seed_everything(*parts: int) -> None:

@@ -27,10 +27,22 @@ class AveragedWeights:
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.tensors = {name: p.detach().float().clone() for name, p in self._weights.items()}
 
-    def update(self, updates: int) -> None:
-        """Take in the weights after an update, the `updates`-th (from 1)."""
+    def update(self, updates: int, made: Tensor) -> None:
+        """Take in the weights after an update, the `updates`-th (from 1).
+
+        Args:
+            updates: their number.
+            made: bool scalar, whether it was made; a GPU is not waited for.
+        """
+        if not made.is_cuda and not made:
+            return
         decay = min(self.decay, (1 + updates) / (10 + updates))
         weights = [weight.detach().float() for weight in self._weights.values()]
+        if made.is_cuda:
+            weights = [
+                torch.where(made, weight, mine)
+                for weight, mine in zip(weights, self.tensors.values(), strict=True)
+            ]
         get_ema_multi_avg_fn(decay)(list(self.tensors.values()), weights, updates)
 
     @contextmanager
