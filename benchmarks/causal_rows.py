@@ -105,6 +105,7 @@ def rl_i2t_step_causal(size: str, batch_size: int = 2) -> Sides:
     def drawn() -> tuple[Tensor, Tensor]:
         torch.manual_seed(5)
         visual = {"features": batch.features}
+        model.causal = True
         ids, logprobs, _ = causal_draw(model, visual, 1, True, 16)
         return ids, logprobs[:, 1:-1].detach()
 

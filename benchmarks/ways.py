@@ -124,7 +124,7 @@ class Trainer:
         from generations.config import load_config
         from generations.datasets import CaptionTokenizer, read_split
 
-        cfg = load_config([self.config], [*self.keys, *self.own[way]])
+        cfg = load_config([self.config], ["captioning", way, *self.keys, *self.own[way]])
         tokenizer = CaptionTokenizer(cfg.vocab_file or None)
         records = read_split(cfg.dataset_coco, cfg.train_split)[:500]
         rows = [ids for record in records for ids in tokenizer.encode_batch(list(record.captions))]
