@@ -30,10 +30,9 @@ from generations import cli, runtime
 from generations.datasets.mini_world import write_vocabulary, write_world
 from generations.errors import UserError
 from generations.files import remove_abandoned
+from generations.pipelines.captions import check_captions, check_sources, prepare_captions
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
-    check_sources,
-    prepare_captions,
     prepare_clip,
     prepare_clusters,
     prepare_features,
@@ -63,9 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"the step {arguments.step} runs in one process: start it with python, not "
                 f"torchrun; {' and '.join(SHARED)} may run in several"
             )
-        if here.is_main:
+        if here.is_main and not arguments.check:
             remove_abandoned(cfg.data_dir)
-        if arguments.step == "mini-world":
+        if arguments.check and arguments.step != "captions":
+            raise UserError("--check belongs to the step captions: prepare.py captions --check ...")
+        if arguments.check:
+            check_captions(cfg)
+        elif arguments.step == "mini-world":
             draw_mini_world(cfg, arguments.sizes)
         elif arguments.step == "all":
             check_sources(cfg)
@@ -80,6 +83,11 @@ def _options(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.description = __doc__
     parser.add_argument("step", choices=("mini-world", *STEPS, "all"))
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with the step captions: read captions_file, say what it holds, and write nothing",
+    )
     parser.add_argument(
         "--sizes",
         type=int,

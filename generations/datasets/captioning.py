@@ -1,7 +1,7 @@
 """Training samples: an image, one of its captions, and a masked copy of it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -171,14 +171,14 @@ def encode_references(
 
     Returns:
         (images, R, C) int32, PAD-filled, and the lengths (images, R), 0 for absent captions;
-        R = 5 captions of C = 25 ids.
+        R = 5, the first captions, of C = 25 ids.
     """
     ids = np.full((len(records), MAX_CAPTIONS, MAX_CAPTION), PAD, np.int32)
     lengths = np.zeros((len(records), MAX_CAPTIONS), np.int32)
     places = [
         (image, number, caption)
         for image, record in enumerate(records)
-        for number, caption in enumerate(record.captions)
+        for number, caption in enumerate(record.captions[:MAX_CAPTIONS])
     ]
     for start in range(0, len(places), _ENCODED_AT_ONCE):
         part = places[start : start + _ENCODED_AT_ONCE]
@@ -187,6 +187,26 @@ def encode_references(
             ids[image, number, : len(caption_ids)] = caption_ids
             lengths[image, number] = len(caption_ids)
     return ids, lengths
+
+
+def cropped_captions(
+    records: Iterable[ImageRecord], tokenizer: CaptionTokenizer, text_length: int
+) -> tuple[int, int]:
+    """How many captions are too long: their full stop is cropped away, and they never end.
+
+    Args:
+        records: the images; of each the captions that training draws from are looked at.
+        tokenizer: of the captions.
+        text_length: L.
+
+    Returns:
+        their number, and that of all captions.
+    """
+    lengths = tokenizer.lengths(
+        caption for record in records for caption in record.captions[:MAX_CAPTIONS]
+    )
+    most = min(text_length, MAX_CAPTION) + 1  # the [SEP] may be cropped
+    return sum(length > most for length in lengths), len(lengths)
 
 
 def collate(samples: Sequence[Sample] | Batch) -> Batch:
