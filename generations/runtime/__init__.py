@@ -11,6 +11,7 @@ from generations.runtime.base import (
     start,
     wait_for_all,
 )
+from generations.runtime.machine import warn_of_little_shared_memory
 from generations.runtime.parallel import (
     clip_gradients,
     data_parallel,
@@ -36,6 +37,7 @@ __all__ = [
     "seed_everything",
     "start",
     "wait_for_all",
+    "warn_of_little_shared_memory",
     "whole",
     "whole_weights",
     "without_sync",
