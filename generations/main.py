@@ -233,9 +233,9 @@ def _state(
 def _warn_of_plateau(cfg: CfgNode) -> None:
     if "xe_t2i" in cfg.iteration_tasks and not cfg.init.mask_feat_std:
         logger.warning(
-            "random weights with init.mask_feat_std 0: the gradients of xe_t2i begin a thousandfold "
-            "too large, and training stays on a plateau (docs/LOG.md); set init.mask_feat_std 0.5, "
-            "or start from pretrained_model"
+            "random weights with init.mask_feat_std 0: the gradients of xe_t2i begin a "
+            "thousandfold too large, and training stays on a plateau (docs/LOG.md); set "
+            "init.mask_feat_std 0.5, or start from pretrained_model"
         )
 
 

