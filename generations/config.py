@@ -202,6 +202,8 @@ def default_config() -> CfgNode:
     # small CLIP that `prepare.py clip` trains, inside data_dir
     cfg.clip.model = "ViT-B-32"
     cfg.clip.weights = "openai"
+    # activation that a local file wants: 1 (OpenAI's, MetaCLIP's), 0; auto: the file tells it
+    cfg.clip.quick_gelu = "auto"
     cfg.clip.prompt = "A photo depicts "
     cfg.clip.train_steps = 400  # of the small one
     cfg.clip.batch_size = 128
@@ -525,6 +527,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
         ("decoding.method", cfg.decoding.method, ("greedy", "beam", "sample")),
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
+        ("clip.quick_gelu", cfg.clip.quick_gelu, ("auto", "0", "1")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),
         ("cpu_linear", cfg.cpu_linear, ("auto", "torch", "onednn")),

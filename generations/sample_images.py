@@ -18,10 +18,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from generations import cli, runtime
-from generations.clip import load_clip
 from generations.datasets import clean_caption, painting_captions, read_karpathy
 from generations.errors import UserError
 from generations.pipelines import assembly
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.painting import PaintingRequest, PaintingSettings, paint_captions
 from generations.pipelines.painting_steps import write_steps
 
@@ -53,7 +53,7 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     source, found = requests(cfg, arguments)
     clip = None
     if cfg.rerank == "clip":
-        clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
+        clip = load_configured_clip(cfg, here.device)
     model, start = assembly.load_trained_model(cfg, here)
     parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else assembly.run_folder(cfg)
     folder = Path(arguments.out or parent / f"images_{source}_{start.iteration:07d}")

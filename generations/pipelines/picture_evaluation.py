@@ -9,7 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from generations.clip import ClipModel, load_clip
+from generations.clip import ClipModel
 from generations.datasets import clean_caption, read_karpathy
 from generations.datasets.hard_samples import read_hard_samples
 from generations.datasets.word_swaps import find_words, hard_sets
@@ -22,6 +22,7 @@ from generations.pipelines.clip_metrics import (
     clip_r_precision,
     clip_scores,
 )
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.image_statistics import (
     EvaluationNetwork,
     FeatureMeter,
@@ -71,8 +72,7 @@ class _Clip:
     def __call__(self) -> tuple[str, ClipModel]:
         """Its name and the model."""
         if self._model is None:
-            parts = self._cfg.clip
-            self._model = load_clip(parts.model, parts.weights, self._here.device)
+            self._model = load_configured_clip(self._cfg, self._here.device)
         return clip_name(self._cfg), self._model
 
 
@@ -117,9 +117,11 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
     per_item: list[dict[str, Any]] = []
     if by_captions is not None:
         embeddings = by_captions.embeddings(here)
+        cropped = clip()[1].cropped_texts
         figures |= _clip_figures(cfg, clip()[1], embeddings, hard)
         per_item = _per_item(pictures, embeddings)
         details["images"] = len(embeddings.places)
+        details["captions_cropped_by_clip"] = cropped
         protocol.append(f"CLIP {clip_name(cfg)}, prompt {cfg.clip.prompt!r}")
         details["clip_weights_sha256"] = _file_hash(cfg.clip.weights)
     if hard:
