@@ -239,6 +239,7 @@ def default_config() -> CfgNode:
     # evaluation networks of FID, KID and IS
     cfg.eval_protocol = "torchvision"  # or tf: the field's Inception; network: CLIP's image half
     cfg.eval_weights = ""  # Inception's file; '': the library downloads it
+    cfg.eval_resize = "squash"  # of real images: the whole one, or crop: its middle square
     cfg.eval_image_size = 256  # side of the square that real images are resized to
     cfg.eval_batch_size = 64
     cfg.eval_skip_bad = 0  # 1: leave out pictures that cannot be read, and count them
@@ -527,6 +528,7 @@ def _check_choices(cfg: CfgNode) -> None:
         ("checkpoint_format", cfg.checkpoint_format, ("pth", "safetensors")),
         ("decoding.method", cfg.decoding.method, ("greedy", "beam", "sample")),
         ("painting.schedule", cfg.painting.schedule, ("linear", "cosine")),
+        ("eval_resize", cfg.eval_resize, ("squash", "crop")),
         ("clip.quick_gelu", cfg.clip.quick_gelu, ("auto", "0", "1")),
         ("rerank", cfg.rerank, ("none", "clip")),
         ("parallel", cfg.parallel, ("ddp", "fsdp")),

@@ -30,6 +30,7 @@ from generations.metrics.diversity import bad_endings, diversity
 from generations.pipelines.assembly import run_folder
 from generations.pipelines.caption_clip import score_by_clip
 from generations.pipelines.picture_evaluation import FLAGS, evaluate_pictures
+from generations.pipelines.protocols import PROTOCOLS, apply_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ Evaluator = Callable[[CfgNode, Namespace, runtime.Runtime], Result | None]
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    cfg = apply_protocol(cfg, arguments.protocol)
     precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
     with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
@@ -88,6 +90,11 @@ def _options(parser: ArgumentParser) -> None:
         metavar="LIST",
         help=f"of {','.join((*METRICS, *MORE))} (default: %(default)s; meteor is slow to start, "
         "spice wants its parser, clip_score images_dir)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="fix every choice of FID, CLIPScore and R-precision (docs/evaluation.md)",
     )
     parser.add_argument(
         "--per-item", action="store_true", help="write the figures of each sample too"
@@ -208,7 +215,7 @@ def evaluate_painted_pictures(
     if folder is None:
         logger.info("no painted pictures to score (python generations/sample_images.py ...)")
         return None
-    found = evaluate_pictures(cfg, folder, here)
+    found = evaluate_pictures(cfg, folder, here, arguments.protocol)
     iteration = re.search(r"_(\d+)$", folder.name)
     return Result(
         name=folder.name if folder.name.startswith("images") else f"images_{folder.name}",

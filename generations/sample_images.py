@@ -24,6 +24,7 @@ from generations.pipelines import assembly
 from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.painting import PaintingRequest, PaintingSettings, paint_captions
 from generations.pipelines.painting_steps import write_steps
+from generations.pipelines.protocols import PROTOCOLS, apply_protocol
 
 STEPS_KEPT = 8  # test captions whose painting steps are written down, for the report page
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, paint, write."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    cfg = apply_protocol(cfg, arguments.protocol)
     with runtime.start(cfg.device, bool(cfg.distributed), assembly.precision(cfg)) as here:
         cli.quiet_unless(here.is_main)
         sample(cfg, here, arguments)
@@ -42,6 +44,9 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--caption", nargs="+", metavar="TEXT", help="captions to paint")
     parser.add_argument("--captions-file", metavar="FILE", help="one caption a line")
     parser.add_argument("--steps", type=int, help="mask-predict steps, in place of painting.steps")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="paint the captions of a protocol"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the pictures go")
 
 
@@ -68,6 +73,11 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
         cfg.clip.prompt,
     )
     generator, tokenizer = assembly.load_image_generator(cfg, here), assembly.open_tokenizer(cfg)
+    if cropped := sum(n > cfg.text_length + 1 for n in tokenizer.lengths(r.caption for r in found)):
+        logger.warning(
+            "%d of %d captions are longer than text_length %d: their ends are not painted",
+            *(cropped, len(found), cfg.text_length),
+        )
     manifest = paint_captions(
         model,
         generator,
@@ -95,6 +105,12 @@ def _how(cfg: CfgNode, settings: PaintingSettings) -> dict[str, Any]:
         "temperature": settings.heat,
         "num_samples": settings.num_samples,
         "rerank": cfg.rerank,
+        "text_length": settings.text_length,
+        "seed": settings.seed,
+        "noise": cfg.generator.noise,
+        "fp16": cfg.fp16,
+        "test_val2014": cfg.test_val2014,
+        "test_num": cfg.test_num,
     }
 
 

@@ -14,6 +14,7 @@ from generations.datasets import clean_caption, read_karpathy
 from generations.datasets.hard_samples import read_hard_samples
 from generations.datasets.word_swaps import find_words, hard_sets
 from generations.errors import UserError
+from generations.files import read_json
 from generations.metrics.precision_recall import precision_recall
 from generations.pipelines.clip_metrics import (
     ClipEmbeddings,
@@ -38,6 +39,7 @@ from generations.pipelines.pictures import (
     read_pictures,
     share,
 )
+from generations.pipelines.protocols import check_count, described
 from generations.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,9 @@ class _Clip:
         return clip_name(self._cfg), self._model
 
 
-def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigures:
+def evaluate_pictures(
+    cfg: CfgNode, folder: Path, here: Runtime, protocol_name: str | None = None
+) -> PictureFigures:
     """Measure a folder of pictures by all that the flags eval_* ask for.
 
     Args:
@@ -84,12 +88,14 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
         folder: with manifest.json, or pictures named img<number>.<caption>.png; for FID and IS
             alone any folder of images.
         here: where to run; each process reads its share.
+        protocol_name: the protocol that the configuration follows, if it has a name.
 
     Raises:
         UserError: pictures, captions, real images or networks that are missing or do not fit.
     """
     by_clip = bool(cfg.eval_clipscore or cfg.eval_rprec or cfg.eval_rprec_hard)
     pictures = _pictures(folder, by_clip)
+    check_count(protocol_name, len(pictures))
     by_reals = bool(cfg.eval_fid or cfg.eval_prc)
     reals = real_files(cfg) if by_reals else []
     hard = _hard_sets(cfg, pictures) if cfg.eval_rprec_hard else {}
@@ -113,7 +119,7 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
                 meter.update(places, pixels)
     figures: dict[str, float] = {}
     protocol: list[str] = []
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {**described(protocol_name, cfg), "sampling": _sampling(folder)}
     per_item: list[dict[str, Any]] = []
     if by_captions is not None:
         embeddings = by_captions.embeddings(here)
@@ -147,6 +153,14 @@ def _pictures(folder: Path, with_captions: bool) -> list[PaintedPicture]:
     if with_captions or (folder / "manifest.json").exists():
         return read_painted_folder(folder)
     return [PaintedPicture(path, "") for path in list_images(folder, "pictures to score")]
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    """How the pictures were painted, as their manifest says."""
+    manifest = folder / "manifest.json"
+    content = read_json(manifest, "manifest") if manifest.exists() else {}
+    found = content if isinstance(content, dict) else {}
+    return {name: value for name, value in found.items() if name != "items"}
 
 
 def _hard_sets(cfg: CfgNode, pictures: list[PaintedPicture]) -> dict[str, dict[int, list[str]]]:

@@ -2,12 +2,14 @@
 
 import io
 import json
+import logging
 import tarfile
 
 import pytest
 from PIL import Image
 
-from generations.datasets import CaptionTokenizer, read_intake
+from generations import prepare
+from generations.datasets import CaptionTokenizer, read_intake, read_karpathy
 from generations.errors import UserError
 from generations.vocabulary import EOS
 
@@ -444,3 +446,66 @@ def test_a_cut_tar_is_refused(tmp_path):
         path.write_bytes(content[:cut])
         with pytest.raises(UserError, match=r"a\.tar"):
             read_intake(path)
+
+
+# --- the step captions ---------------------------------------------------------------------------
+
+LONG = "a dog " * 20
+
+
+def prepared(folder, *more):
+    where = ("data_dir", str(folder / "data"), "images_dir", str(folder / "images"))
+    prepare.main(["captions", *where, "device", "cpu", "num_workers", "0", *more])
+
+
+def test_check_says_what_a_file_holds_and_changes_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "images").mkdir()
+    for name in ("1.jpg", "2.jpg", "8.jpg", "9.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"is not looked at")
+    content = coco(annotations=notes((139, DOG), (285, LONG), (285, "A U.S. dog"), (7, CATS)))
+    path = written(tmp_path, content)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    prepared(tmp_path, "--check", "captions_file", str(path))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    for told in (
+        "read as COCO's annotations",
+        "left out 1 annotations without image",
+        "changed 1 captions with full stops inside",
+        "2 images with 3 captions; train 2",
+        "1 of 3 captions (33.3%) are longer than text_length 17 and are cropped",
+        "2 pictures that no caption is of, 0 images without a picture",
+    ):
+        assert told in caplog.text, told
+    (tmp_path / "images" / "2.jpg").unlink()
+    with pytest.raises(UserError, match=r"2\.jpg is missing"):
+        prepared(tmp_path, "--check", "captions_file", str(path))
+    prepare.main(["captions", "--check", "captions_file", str(path), "images_dir", ""])
+    with pytest.raises(UserError, match="--check belongs to the step captions"):
+        prepare.main(["features", "--check", "captions_file", str(path)])
+
+
+def test_a_tar_becomes_a_dataset(tmp_path):
+    path = tar(tmp_path / "00000.tar", {**MEMBERS, "2.JPG": picture(5)})
+    for _ in range(2):  # the second time nothing has to be unpacked
+        prepared(tmp_path, "captions_file", str(path))
+    records = read_karpathy(tmp_path / "data" / "dataset_coco.json")
+    assert [(record.path, list(record.captions)) for record in records] == OF_PAIRS
+
+
+def test_pictures_are_found_whatever_the_letter_case(tmp_path):
+    (tmp_path / "images" / "below").mkdir(parents=True)
+    names = {"Dog.JPG": "dog.jpg", "e\u0301te\u0301.jpg": "\u00e9t\u00e9.jpg"}
+    for name in names:
+        (tmp_path / "images" / "below" / name).write_bytes(picture())
+    rows = [f"C:\\mine\\{name},{DOG}" for name in names.values()]
+    path = written(tmp_path, lines("image,caption", *rows), "c.csv")
+    prepared(tmp_path, "captions_file", str(path))
+    assert len(read_karpathy(tmp_path / "data" / "dataset_coco.json")) == 2
+
+
+def test_absolute_paths_may_lie_in_images_dir(tmp_path):
+    table = TABLE.replace("1.jpg", f"{tmp_path}/images/a/1.jpg")
+    path = written(tmp_path, table)
+    records = read_intake(path, images_dir=tmp_path / "images").records
+    assert [record.path for record in records] == ["a/1.jpg", "2.jpg"]
