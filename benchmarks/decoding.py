@@ -39,7 +39,8 @@ from generations import cli
 from generations.clip import ClipModel, load_clip
 from generations.datasets import painting_captions, read_split
 from generations.decoding import beam_captions, caption_tokens, draw_uniforms, sampled_captions
-from generations.decoding.captions import caption_lengths, log_probability, next_logits
+from generations.decoding.captions import caption_lengths, log_probability
+from generations.decoding.prefixes import next_logits
 from generations.features import ClusterAssigner, find_images, load_image
 from generations.files import read_json, write_json
 from generations.metrics.captions import evaluate_captions

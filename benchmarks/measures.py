@@ -16,8 +16,9 @@ from torch.optim import AdamW
 from generations.batch import Batch
 from generations.config import load_config
 from generations.decoding import caption_tokens, image_tokens
-from generations.decoding.captions import blank_caption, decode_scored, next_logits
+from generations.decoding.captions import decode_scored
 from generations.decoding.images import cells_again, predict
+from generations.decoding.prefixes import blank_caption, next_logits
 from generations.image_generator import build_generator
 from generations.metrics.fid import frechet_distance
 from generations.modeling import FeatureLevels, UnifiedTransformer, build_model

@@ -11,16 +11,18 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 import torch
-from pycocoevalcap.cider.cider import Cider
 from torch import Tensor
 from torch.nn import functional as F
 
 from generations.batch import Batch
+from generations.libraries import library
 from generations.modeling import UnifiedTransformer
 from generations.objectives.losses import BERT_CLASSES, self_critical_loss
 from generations.objectives.sequence import end_captions
 from generations.rewards import cider_d
 from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
+
+cider = library("pycocoevalcap.cider.cider")
 
 Choice = Callable[[Tensor, int], Tensor]  # logits (B, V) and the step -> ids (B,)
 
@@ -37,14 +39,16 @@ def write(
     model: UnifiedTransformer, features: Tensor, text_length: int, steps: int, choose: Choice
 ) -> tuple[Tensor, Tensor]:
     """Captions (B, T) cut after their EOS, and log-probabilities (B, T); no caption ends early."""
-    ids = torch.full((len(features), text_length + 1), MASK)
+    device = features.device
+    ids = torch.full((len(features), text_length + 1), MASK, device=device)
     ids[:, 0], ids[:, -1] = CLS, SEP
-    logprobs = [torch.zeros(len(features))]
+    logprobs = [torch.zeros(len(features), device=device)]
     for step in range(1, steps + 1):
         row = word_logits(model, features, ids, step)
         chosen = choose(row, step)
         logprobs.append(row.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
-        ids = ids.index_put((torch.arange(len(ids)), torch.tensor(step)), chosen)
+        ids = ids.clone()  # the backward pass reads those of earlier steps
+        ids[:, step] = chosen
     logprobs += [torch.zeros_like(logprobs[0])] * (text_length - steps)
     ended = (ids == EOS).cumsum(1) - (ids == EOS).long() > 0
     return ids.masked_fill(ended, PAD), torch.stack(logprobs, 1)
@@ -52,7 +56,7 @@ def write(
 
 def word_logits(model: UnifiedTransformer, features: Tensor, ids: Tensor, step: int) -> Tensor:
     """Logits (B, V) of a position of ids (B, T), by the whole network."""
-    mask = (torch.arange(ids.shape[1]) <= step).expand_as(ids)
+    mask = (torch.arange(ids.shape[1], device=ids.device) <= step).expand_as(ids)
     text_logits, _ = model(ids, mask, features=features)  # (B, N + T, V), (B, N + T, K)
     return text_logits[:, features.shape[1] + step].float()
 
@@ -61,9 +65,9 @@ def paint(model: UnifiedTransformer, text_ids: Tensor, steps: int = 4) -> tuple[
     """Cluster ids (B, N), and for every cell the logits (B, N, K) of the step that wrote it."""
     cells = model.size.grid_size**2
     text_mask = text_ids != PAD
-    masked = torch.ones(len(text_ids), cells, dtype=torch.bool)
-    cluster_ids = torch.zeros(len(text_ids), cells, dtype=torch.long)
-    kept = torch.zeros(())
+    masked = torch.ones(len(text_ids), cells, dtype=torch.bool, device=text_ids.device)
+    cluster_ids = torch.zeros_like(masked, dtype=torch.long)
+    kept = torch.zeros((), device=text_ids.device)
     for step in range(steps):
         _, image_logits = model(text_ids, text_mask, cluster_ids=cluster_ids, visual_mask=masked)
         logits = image_logits[:, :cells]  # (B, N, K)
@@ -85,8 +89,10 @@ def smoothed(logits: Tensor, targets: Tensor, classes: int, smoothing: float = 0
 
 def xe_i2t_loss(model: UnifiedTransformer, batch: Batch) -> Tensor:
     """Stage 1, image -> text."""
-    rows = torch.arange(len(batch))
-    mask = torch.arange(batch.text_ids.shape[1]) <= batch.mask_positions[:, None]
+    device = batch.text_ids.device
+    rows = torch.arange(len(batch), device=device)
+    places = torch.arange(batch.text_ids.shape[1], device=device)
+    mask = places <= batch.mask_positions[:, None]
     text_logits, image_logits = model(batch.masked_text_ids, mask, features=batch.features)
     targets = batch.text_ids[rows, batch.mask_positions]
     cells = batch.cluster_ids.shape[1]
@@ -132,7 +138,7 @@ def cider_d_scores(hypotheses: list[list[int]], references: list[list[list[int]]
     """pycocoevalcap's scores (M,) of each hypothesis against its image's captions."""
     wanted = {i: [_words(row) for row in rows] for i, rows in enumerate(references)}
     found = {i: [_words(row)] for i, row in enumerate(hypotheses)}
-    return np.asarray(Cider().compute_score(wanted, found)[1])
+    return np.asarray(cider.Cider().compute_score(wanted, found)[1])
 
 
 def _words(ids: list[int]) -> str:

@@ -26,6 +26,8 @@ class Batch:
             as they are stored until `to` was called.
         references: (B, R, C) int64, all captions of the image (the reward's references),
             PAD-filled; absent captions are all PAD.
+        further_text_ids: (B, C - 1, T) int64, further captions of each image, in the form of
+            text_ids, absent ones all PAD; None: C is 1.
     """
 
     image_ids: list[str]
@@ -36,6 +38,15 @@ class Batch:
     cluster_ids: torch.Tensor
     features: torch.Tensor | None
     references: torch.Tensor
+    further_text_ids: torch.Tensor | None = None
+
+    @property
+    def drawn_text_ids(self) -> torch.Tensor:
+        """(B, C, T) the drawn captions of each image, text_ids first."""
+        first = self.text_ids[:, None]
+        if self.further_text_ids is None:
+            return first
+        return torch.cat([first, self.further_text_ids], 1)
 
     def _map(self, function: Any) -> "Batch":
         changed = {
@@ -46,8 +57,12 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on `device`, floating-point ones in float32."""
+        """The same batch with every tensor on `device`, floating-point ones in float32.
+
+        References stay: rewards are computed on the CPU.
+        """
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = replace(moved, references=self.references)
         # only there: half precision is half the way from the disk to the device
         return moved._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
@@ -57,3 +72,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor of the CPU on `device`, without waiting for what runs there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # only from there are copies made beside the rest
+    return tensor.to(device, non_blocking=True)

@@ -3,14 +3,18 @@
 import itertools
 import logging
 import os
+import shutil
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 
 from yacs.config import CfgNode
 
-from generations.config import known_keys, load_config
+from generations.config import documented_keys, known_keys, load_config
 from generations.errors import FAILED, LOST, STOPPED, ProcessLostError, StopRequested, UserError
+
+INDENT = " " * 32  # of what a key does, in --help
 
 
 def parse(
@@ -32,7 +36,12 @@ def parse(
         UserError: see `load_config`.
         SystemExit: --help, or an unknown option.
     """
-    parser = ArgumentParser(description=description.split("\n", 1)[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        description=description,
+        epilog=_keys_in_groups(),
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     if extra is not None:
         extra(parser)
     parser.add_argument(
@@ -41,11 +50,29 @@ def parse(
     # torch.distributed.launch passes it; the environment says the same
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=SUPPRESS)
     parser.add_argument(
-        "overrides", nargs="*", metavar="key value", help="configuration, such as: seed 7"
+        "overrides",
+        nargs="*",
+        metavar="key value",
+        help="such as: seed 7; the keys are below",
     )
     pairs, rest = take_overrides(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_intermixed_args(rest)
     return arguments, load_config(arguments.config, [*pairs, *arguments.overrides])
+
+
+def _keys_in_groups() -> str:
+    """All keys for --help, each with its default and what default.yaml says of it."""
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    lines = ["keys with their defaults, given as `key value` or in a file of --config:"]
+    for group, keys in documented_keys().items():
+        lines += ["", *wrap(f"{group}:", width)]
+        for key in keys:
+            default = key.default if key.default != "" else "''"
+            if isinstance(default, list):
+                default = ",".join(map(str, default))
+            head = f"  {key.name} {default}".ljust(31)
+            lines += wrap(f"{head} {key.description}", width, subsequent_indent=INDENT)
+    return "\n".join(lines)
 
 
 def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Entry: convert a checkpoint between this project's layouts and the released .pth.
+"""Convert a checkpoint between the layouts of this project and the released .pth.
 
 python -m generations.convert_checkpoint model_0200000.pth folder [--config FILE] [key value ...]
 """
@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from generations.checkpoint import convert_checkpoint
 from generations.config import load_config
 from generations.errors import UserError
 
@@ -26,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key value", help="e.g. grid_size 8")
     options = parser.parse_intermixed_args(arguments)
+    from generations.checkpoint import convert_checkpoint
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         given = options.config or options.overrides

@@ -15,8 +15,8 @@ import logging
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from generations import cli
-from generations.datasets import convert_features
-from generations.datasets.packed import DTYPES
+
+DTYPES = ("float16", "bfloat16", "float32")
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path, help=".packed or .h5")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of a .packed target")
     options = parser.parse_args(argv)
+    from generations.datasets import convert_features
+
     images = convert_features(options.source, options.target, options.dtype)
     logger.info("features of %d images: %s -> %s", images, options.source, options.target)
 

@@ -3,11 +3,13 @@
 from generations.checkpoint.convert import convert_checkpoint
 from generations.checkpoint.files import (
     read_tensors,
+    refuse_misfit,
     save_pth,
     save_safetensors,
 )
 from generations.checkpoint.loading import (
     LoadReport,
+    load_averaged,
     load_generator_weights,
     load_tensors,
     load_weights,
@@ -31,6 +33,7 @@ __all__ = [
     "check_whole",
     "convert_checkpoint",
     "from_pretrained",
+    "load_averaged",
     "load_generator_weights",
     "load_optimizer_state",
     "load_tensors",
@@ -40,6 +43,7 @@ __all__ = [
     "optimizer_state_by_name",
     "read_tensors",
     "read_training_checkpoint",
+    "refuse_misfit",
     "save_pretrained",
     "save_pth",
     "save_safetensors",

@@ -4,7 +4,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +243,24 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
+
+
+def refuse_misfit(
+    source: str, what: str, missing: Sequence[str], unexpected: Sequence[str]
+) -> None:
+    """Raise a UserError if names of a file of weights and of a network differ.
+
+    Args:
+        source: the file.
+        what: the network it should fit.
+        missing: names that the file lacks.
+        unexpected: names that the network does not have, or has in another shape.
+    """
+    if not missing and not unexpected:
+        return
+    told = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for names, kind in ((missing, "are missing"), (unexpected, "do not fit"))
+        if names
+    ]
+    raise UserError(f"features.weights {source} is not of {what}: of its tensors {'; '.join(told)}")

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from generations.checkpoint.files import WEIGHTS_FILE, read_tensors, same
+from generations.checkpoint.files import PTH_SUFFIXES, WEIGHTS_FILE, read_tensors, same
 from generations.checkpoint.keys import (
     TIED,
     Format,
@@ -27,7 +25,12 @@ from generations.checkpoint.keys import (
     shown,
     strip_module,
 )
+from generations.checkpoint.training_state import STATE_FILE, read_training_checkpoint
 from generations.errors import UserError
+from generations.libraries import library
+
+hub = library("huggingface_hub")
+hub_errors = library("huggingface_hub.errors")
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,24 @@ def load_weights(model: nn.Module, path: str | Path, *, minimum: float | None = 
     Source: SPEC 2, 4, 12.
     """
     return load_tensors(model, read_tensors(find_weights(path)), str(path), minimum=minimum)
+
+
+def load_averaged(model: nn.Module, path: str | Path) -> bool:
+    """Load the averaged weights of a training checkpoint, if it holds any.
+
+    Returns:
+        whether it does; if not, the model is as it was.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    path = Path(path)
+    if path.suffix not in PTH_SUFFIXES and not (path / STATE_FILE).is_file():
+        return False
+    averaged = read_training_checkpoint(path).averaged()
+    if averaged:
+        load_tensors(model, averaged, f"{path} (averaged)")
+    return bool(averaged)
 
 
 def load_tensors(
@@ -189,15 +210,15 @@ def hub_file(source: str, names: Sequence[str]) -> Path:
     repository = source.removeprefix(HUB)
     try:
         for name in names:
-            cached = try_to_load_from_cache(repository, name)
+            cached = hub.try_to_load_from_cache(repository, name)
             if isinstance(cached, str):
                 return Path(cached)
         for name in names:
             try:
-                return Path(hf_hub_download(repository, name))
-            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means "no network"
+                return Path(hub.hf_hub_download(repository, name))
+            except hub_errors.LocalEntryNotFoundError:  # an EntryNotFoundError: "no network"
                 raise
-            except EntryNotFoundError:
+            except hub_errors.EntryNotFoundError:
                 continue
     except Exception as error:  # the network can fail in any way, and the answer is the same
         raise UserError(

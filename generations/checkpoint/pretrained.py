@@ -26,6 +26,7 @@ CONFIG_FILE = "config.json"
 _KEYS = (
     *("text_length", "grid_feat_dim", "grid_size", "grid_cluster_num"),
     *("use_mix_feature", "use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot"),
+    "captioning",
 )
 
 

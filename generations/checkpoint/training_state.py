@@ -55,6 +55,15 @@ class TrainingCheckpoint:
     iteration: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, with the others that have no average; {} if none were saved."""
+        average = self.extra.get("ema")
+        if not average:
+            return {}
+        second = {name for name, first in TIED.items() if first in average}
+        own = {name: value for name, value in self.weights.items() if name not in second}
+        return {**own, **average}
+
     def payload(self) -> dict[str, Any]:
         """The released layout; without optimiser and scheduler where there are none."""
         states = {"optimizer": self.optimizer, "scheduler": self.scheduler}

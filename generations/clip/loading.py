@@ -15,18 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME
-from open_clip.pretrained import download_pretrained
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from generations.clip.activation import load_state, wants_quick_gelu
+from generations.clip.backbone import build_network
 from generations.clip.model import PREPROCESS, ClipModel, SmallTokenizer
 from generations.errors import UserError
 from generations.files import atomic_path, read_json, write_json
+from generations.libraries import library
+
+open_clip = library("open_clip", "open_clip_torch")
+pretrained = library("open_clip.pretrained", "open_clip_torch")
+constants = library("open_clip.constants", "open_clip_torch")
 
 logger = logging.getLogger(__name__)
 
@@ -165,12 +168,14 @@ def _local_file(model: str, weights: str) -> Path:
 
 def _download(model: str, weights: str, tag: dict[str, Any]) -> Path:
     try:
-        return Path(download_pretrained(tag))
+        return Path(pretrained.download_pretrained(tag))
     except (OSError, RuntimeError, ValueError) as error:
         places = []
         if tag.get("hf_hub"):
             repository, file = tag["hf_hub"].rsplit("/", 1)
-            places.append(f"{file or HF_SAFE_WEIGHTS_NAME} of https://huggingface.co/{repository}")
+            places.append(
+                f"{file or constants.HF_SAFE_WEIGHTS_NAME} of https://huggingface.co/{repository}"
+            )
         if tag.get("url"):
             places.append(tag["url"])
         quick = f"{model}-quickgelu"
@@ -191,7 +196,9 @@ def _build(model_cfg: dict[str, Any], model: str) -> nn.Module:
             text["hf_model_pretrained"] = False  # the checkpoint brings all weights
         if "multimodal_cfg" in parts:
             return open_clip.CoCa(**parts)
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
+        return open_clip.CustomTextCLIP(**parts) if custom else build_network(parts)
+    except UserError:  # a ValueError too
+        raise
     except MISFITS as error:
         raise UserError(f"clip.model {model}: open_clip cannot build it: {_short(error)}") from None
 

@@ -7,19 +7,22 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import open_clip
 import torch
-import torchvision.transforms.functional as vision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
+
+from generations.libraries import library
+
+open_clip = library("open_clip", "open_clip_torch")
+transforms = library("torchvision.transforms")
+vision = library("torchvision.transforms.functional")
 
 logger = logging.getLogger(__name__)
 
 PROMPT = "A photo depicts "  # SPEC 8
 PREPROCESS = {  # open_clip's defaults
-    "mean": open_clip.OPENAI_DATASET_MEAN,
-    "std": open_clip.OPENAI_DATASET_STD,
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
@@ -99,7 +102,7 @@ class ClipModel(nn.Module):
             raise ValueError(
                 f"resize_mode {wanted['resize_mode']!r} to {self.size} is unknown here"
             )
-        self._interpolation = InterpolationMode(wanted["interpolation"])
+        self._interpolation = transforms.InterpolationMode(wanted["interpolation"])
         for name in ("mean", "std"):
             values = torch.tensor(wanted[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)

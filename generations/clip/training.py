@@ -1,26 +1,32 @@
-"""Trains a CLIP small enough for the mini world: pictures and captions, nothing pretrained.
+"""Trains a small CLIP: for the mini world from nothing, for photographs with a trained backbone.
 
-Shape legend: M images, B batch, E embedding size, S image side, T context length.
+Shape legend: M images, B batch, E embedding size, S image side, T context length; C channels and c
+cells a side of what a backbone sees.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generations.clip.backbone import BackboneTower, build_network
 from generations.clip.model import PREPROCESS, PROMPT, ClipModel, SmallTokenizer, used_tokens
+from generations.efficientnet import MEAN, STD
 from generations.errors import UserError
+from generations.libraries import library
 from generations.progress import progress_bar
+
+open_clip = library("open_clip", "open_clip_torch")
 
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 MAX_SCALE = math.log(100)  # of the similarities, as in the CLIP paper
 IMAGE_STEP = 32  # the image network halves its input five times
+IMAGES_AT_ONCE = 8  # by a backbone: more leave the caches of a CPU
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,14 @@ class ClipTrainSettings:
         weight_decay: of matrices and filters.
         prompt: what stands before each caption, as when scoring.
         embed_dim: E.
-        image_width: channels of the image network's first stage; it grows with their square.
+        image_width: channels of the image network's first stage, it grows with their square; with
+            a backbone the width of its head.
         text_width: hidden size of the text network.
         text_layers: layers of the text network.
         context_length: T; longer captions are cropped.
+        backbone: '', or efficientnet-lite0: what the image half sees with, itself not trained.
+        blocks: of the backbone; see `BackboneTower`.
+        dropout: of the backbone's head.
         log_every: steps between two calls of `log`.
     """
 
@@ -51,6 +61,9 @@ class ClipTrainSettings:
     text_width: int = 64
     text_layers: int = 2
     context_length: int = 24
+    backbone: str = ""
+    blocks: tuple[int, ...] = ()
+    dropout: float = 0.0
     log_every: int = 20
 
 
@@ -66,8 +79,9 @@ def train_clip(
     """Train a CLIP on pictures, each with one of its captions drawn at random every time.
 
     The image network is open_clip's ResNet: of the two kinds that open_clip has, it learns small
-    drawings several times faster than a vision transformer does. Of open_clip's 49,408 tokens only
-    those are kept that the captions have.
+    drawings several times faster than a vision transformer does. With a backbone the pictures are
+    seen once by it, and what it saw (M, C, c, c) is kept in float16 and mirrored half of the time.
+    Of open_clip's 49,408 tokens only those are kept that the captions have.
 
     Args:
         images: (M, S, S, 3) uint8; S is a multiple of 32, M at least the batch size.
@@ -94,21 +108,21 @@ def train_clip(
     config["token_ids"] = token_ids
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = open_clip.CLIP(**config["model_cfg"])
+        network = build_network(config["model_cfg"], settings.dropout)
     clip = ClipModel(network, tokenize, config).to(device)  # also normalises the pictures
+    rng = np.random.default_rng(seed)
+    encode = _cells_encoder(clip, images, rng) if settings.backbone else _encoder(clip, images)
     network.train().requires_grad_(True)
     tokens = tokenize(texts)  # of all captions of all images, one below the other
     counts = np.array([len(own) for own in captions])
     first = np.cumsum(counts) - counts  # row of an image's first caption
     optimizer = _optimizer(network, settings)
-    rng = np.random.default_rng(seed)
     batches = _batches(len(images), settings, rng)
     with progress_bar(settings.train_steps, "CLIP", "step") as bar:
         for step, chosen in enumerate(batches, 1):
             _set_lr(optimizer, step, settings)
             picked = first[chosen] + rng.integers(counts[chosen])
-            pixels = torch.from_numpy(images[chosen]).to(device).permute(0, 3, 1, 2) / 255
-            logits = _similarities(network, clip.preprocess(pixels), tokens[picked].to(device))
+            logits = _similarities(network, encode(chosen), tokens[picked].to(device))
             loss = symmetric_cross_entropy(logits)
             _step(network, optimizer, loss, step)
             bar.update()
@@ -117,7 +131,9 @@ def train_clip(
                 scale = network.logit_scale.exp().item()
                 accuracy = own_first.float().mean().item()
                 log(step, {"loss": loss.item(), "accuracy": accuracy, "scale": scale})
-    network.half().float()
+    network.load_state_dict(
+        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    )
     return ClipModel(network, tokenize, config).to(device)
 
 
@@ -157,12 +173,13 @@ def _check(
 
 def _config(side: int, vocab_size: int, settings: ClipTrainSettings) -> dict[str, Any]:
     """The open_clip model config of a small CLIP for images of `side` pixels."""
-    image_network = {
-        "image_size": side,
-        "layers": [1, 1, 1, 1],
-        "width": settings.image_width,
-        "head_width": 64,
-    }
+    image_network: dict[str, Any] = {"image_size": side, "width": settings.image_width}
+    preprocess = dict(PREPROCESS)
+    if settings.backbone:
+        image_network |= {"backbone": settings.backbone, "blocks": list(settings.blocks)}
+        preprocess |= {"mean": MEAN, "std": STD, "resize_mode": "squash"}
+    else:
+        image_network |= {"layers": [1, 1, 1, 1], "head_width": 64}
     text_network = {
         "context_length": settings.context_length,
         "vocab_size": vocab_size,
@@ -172,7 +189,7 @@ def _config(side: int, vocab_size: int, settings: ClipTrainSettings) -> dict[str
         "mlp_ratio": 2.0,
     }
     model = {"embed_dim": settings.embed_dim, "vision_cfg": image_network, "text_cfg": text_network}
-    return {"model_cfg": model, "preprocess_cfg": dict(PREPROCESS)}
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def _optimizer(network: nn.Module, settings: ClipTrainSettings) -> torch.optim.AdamW:
@@ -207,16 +224,45 @@ def _batches(
             steps += 1
 
 
-def _similarities(network: open_clip.CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
-    """Normalised pixels (B, 3, S, S) and token ids (B, T) -> (B, B) scaled cosines."""
-    images = network.encode_image(pixels, normalize=True)
+def _encoder(clip: ClipModel, images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+    """Indices (B,) -> (B, E), of pictures."""
+
+    def encode(chosen: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(images[chosen]).to(clip.mean.device).permute(0, 3, 1, 2) / 255
+        return cast(Any, clip.network).encode_image(clip.preprocess(pixels))
+
+    return encode
+
+
+def _cells_encoder(
+    clip: ClipModel, images: np.ndarray, rng: np.random.Generator
+) -> Callable[[np.ndarray], Tensor]:
+    """The same with a backbone, which looks at each picture once, now."""
+    tower, device = cast(BackboneTower, clip.network.visual), clip.mean.device
+    parts = []
+    with torch.no_grad(), progress_bar(len(images), "CLIP: pictures", "image") as bar:
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            part = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(device)
+            pixels = clip.preprocess(part.permute(0, 3, 1, 2) / 255)
+            parts.append(tower.cells(pixels).half().cpu())
+            bar.update(len(part))
+    cells = torch.cat(parts)  # (M, C, c, c)
+
+    def encode(chosen: np.ndarray) -> Tensor:
+        seen = cells[torch.from_numpy(chosen)].to(device).float()
+        return tower.head(seen.flip(3) if rng.random() < 0.5 else seen)
+
+    return encode
+
+
+def _similarities(network: Any, images: Tensor, tokens: Tensor) -> Tensor:
+    """Vectors of pictures (B, E) and token ids (B, T) -> (B, B) scaled cosines."""
+    images = F.normalize(images, dim=-1)
     texts = network.encode_text(tokens, normalize=True)
     return network.logit_scale.exp() * images @ texts.T
 
 
-def _step(
-    network: open_clip.CLIP, optimizer: torch.optim.Optimizer, loss: Tensor, step: int
-) -> None:
+def _step(network: Any, optimizer: torch.optim.Optimizer, loss: Tensor, step: int) -> None:
     if not torch.isfinite(loss):
         raise UserError(f"CLIP: the loss is {loss.item()} at step {step}; lower clip.lr")
     optimizer.zero_grad()

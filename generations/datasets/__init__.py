@@ -28,7 +28,12 @@ from generations.datasets.stores import (
     open_cluster_store,
     open_feature_store,
 )
-from generations.datasets.tokenizer import CaptionTokenizer, clean_caption, collapse_repeated_words
+from generations.datasets.tokenizer import (
+    CaptionTokenizer,
+    clean_caption,
+    collapse_repeated_words,
+    occurring_pieces,
+)
 
 __all__ = [
     "CaptionTokenizer",
@@ -47,6 +52,7 @@ __all__ = [
     "cropped_captions",
     "draw_sample",
     "load_centroids",
+    "occurring_pieces",
     "open_cluster_store",
     "open_feature_store",
     "open_feature_writer",

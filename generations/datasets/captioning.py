@@ -27,35 +27,45 @@ class DrawnCaption:
         text_ids: T ids, [CLS] words [SEP] cropped to L, then PAD.
         masked_text_ids: the same with MASK at `position`.
         position: in 1..T-1.
+        further: other captions of the image, each as text_ids.
     """
 
     order: list[int]
     text_ids: list[int]
     masked_text_ids: list[int]
     position: int
+    further: list[list[int]]
 
 
 def draw_sample(
-    caption_ids: Sequence[Sequence[int]], rng: random.Random, text_length: int
+    caption_ids: Sequence[Sequence[int]], rng: random.Random, text_length: int, captions: int = 1
 ) -> DrawnCaption:
-    """Draw one caption of an image and the position to mask.
+    """Draw one caption of an image and the position to mask, and further captions.
 
     Args:
         caption_ids: the image's captions, each [CLS] words [SEP].
         rng: where the draws come from.
         text_length: L.
+        captions: how many in all; where the image has fewer, the rest is PAD.
 
     Source: SPEC 3.
     """
     order = list(range(len(caption_ids)))
     rng.shuffle(order)
-    words = list(caption_ids[order[0]][:text_length])
-    text_ids = words + [PAD] * (text_length + 1 - len(words))
+
+    def cropped(ids: Sequence[int]) -> list[int]:
+        words = list(ids[:text_length])
+        return words + [PAD] * (text_length + 1 - len(words))
+
+    words = caption_ids[order[0]][:text_length]
+    text_ids = cropped(words)
     # may be the first PAD, whose target is PAD
     position = rng.randint(1, len(words))
     masked = text_ids.copy()
     masked[position] = MASK
-    return DrawnCaption(order, text_ids, masked, position)
+    further = [cropped(caption_ids[number]) for number in order[1:captions]]
+    further += [cropped([])] * (captions - 1 - len(further))
+    return DrawnCaption(order, text_ids, masked, position, further)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,7 @@ class Sample:
     cluster_ids: np.ndarray
     features: np.ndarray | None
     references: np.ndarray
+    further_text_ids: list[list[int]]
 
 
 class CaptioningDataset(Dataset[Sample]):
@@ -86,6 +97,7 @@ class CaptioningDataset(Dataset[Sample]):
         features: dense features, or None if the run does not read them.
         text_length: L.
         seed: of the draws.
+        captions: C, captions of an image in a sample.
 
     Raises:
         UserError: no images, or one without cluster ids or features.
@@ -101,6 +113,7 @@ class CaptioningDataset(Dataset[Sample]):
         features: FeatureStore | None,
         text_length: int,
         seed: int = 0,
+        captions: int = 1,
     ):
         if not records:
             raise UserError("there are no images to train on: train_split has none in dataset_coco")
@@ -116,6 +129,7 @@ class CaptioningDataset(Dataset[Sample]):
         self._features = features
         self._text_length = text_length
         self._seed = seed
+        self._captions = captions
         self._references, self._lengths = encode_references(records, tokenizer)
 
     def __len__(self) -> int:
@@ -152,7 +166,7 @@ class CaptioningDataset(Dataset[Sample]):
             if length
         ]
         rng = random.Random(f"{self._seed} {epoch} {index}")
-        drawn = draw_sample(captions, rng, self._text_length)
+        drawn = draw_sample(captions, rng, self._text_length, self._captions)
         return Sample(
             record.name,
             # what CLIP reads in rl_t2i is what the model was given, as in the original
@@ -163,6 +177,7 @@ class CaptioningDataset(Dataset[Sample]):
             self._clusters.read(record.name),
             features,
             references,
+            drawn.further,
         )
 
 
@@ -216,6 +231,7 @@ def collate(samples: Sequence[Sample] | Batch) -> Batch:
     if isinstance(samples, Batch):
         return samples
     dense = [sample.features for sample in samples if sample.features is not None]
+    further = [sample.further_text_ids for sample in samples]
     return Batch(
         image_ids=[sample.image_id for sample in samples],
         captions=[sample.caption for sample in samples],
@@ -225,4 +241,5 @@ def collate(samples: Sequence[Sample] | Batch) -> Batch:
         cluster_ids=torch.from_numpy(np.stack([sample.cluster_ids for sample in samples])),
         features=torch.from_numpy(np.stack(dense)) if dense else None,
         references=torch.from_numpy(np.stack([sample.references for sample in samples])).long(),
+        further_text_ids=torch.tensor(further) if further[0] else None,
     )

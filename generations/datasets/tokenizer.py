@@ -1,8 +1,10 @@
 """Captions to BERT word-piece ids and back."""
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 from tokenizers import BertWordPieceTokenizer
 
@@ -13,6 +15,7 @@ BUNDLED_VOCABULARY = Path(__file__).parent / "assets" / "bert-base-uncased-vocab
 MAX_CAPTION = 25  # ids a caption is cropped to when it is read (SPEC 3)
 
 _PLACES = {"[PAD]": PAD, "[UNK]": UNKNOWN, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK, ".": EOS}
+_LAST_PLAIN = 1066  # id of "~": special and unused pieces, punctuation, digits and letters
 _UNUSED = re.compile(r"\[unused\d+\]")
 _PUNCTUATION = (
     *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
@@ -103,6 +106,28 @@ class CaptionTokenizer:
         for loose, joined in _PUNCTUATION:
             text = text.replace(loose, joined)
         return collapse_repeated_words(text) if collapse_repeats else text
+
+
+def occurring_pieces(texts: Iterable[str]) -> list[str]:
+    """The pieces of bert-base-uncased that texts consist of: a vocabulary just large enough.
+
+    They are split into the same pieces by it. Special pieces, punctuation and letters keep their
+    ids, and other words can be spelt, as long as they are of plain letters and digits.
+
+    Args:
+        texts: captions.
+
+    Returns:
+        The lines of a vocabulary file, the line number the id.
+    """
+    bundled = list(_read_vocabulary(BUNDLED_VOCABULARY))
+    kept = _LAST_PLAIN + 1
+    spelling = {f"##{character}" for character in ascii_lowercase + digits}
+    used = {number for number, piece in enumerate(bundled) if piece in spelling}
+    tokenizer = CaptionTokenizer()
+    for ids in tokenizer.encode_batch(list(texts), max_length=sys.maxsize):
+        used.update(ids)
+    return bundled[:kept] + [bundled[number] for number in sorted(used) if number >= kept]
 
 
 def collapse_repeated_words(text: str) -> str:

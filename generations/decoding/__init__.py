@@ -1,5 +1,6 @@
 """Reading sequences out of the model: captions left to right, images by mask-predict."""
 
+from generations.decoding.active import Active
 from generations.decoding.beam import beam_captions
 from generations.decoding.captions import (
     Hypotheses,
@@ -8,10 +9,14 @@ from generations.decoding.captions import (
     sampled_captions,
 )
 from generations.decoding.images import PaintingStep, image_tokens, painting_steps
+from generations.decoding.orders import Guidance, Order
 from generations.decoding.sampling import choose_tokens, draw_uniforms
 
 __all__ = [
+    "Active",
+    "Guidance",
     "Hypotheses",
+    "Order",
     "PaintingStep",
     "beam_captions",
     "caption_tokens",

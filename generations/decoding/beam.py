@@ -1,10 +1,10 @@
 """Captions by beam search, left to right.
 
-As in `captions`, every step encodes the prefixes anew, the visual stream is computed once per
-image, and what has ended leaves: a hypothesis that can no longer come among the best is dropped,
-and an image without hypotheses is done.
+What has ended leaves: a hypothesis that can no longer come among the best is dropped, and an image
+without hypotheses is done.
 
-Shape legend: A images that go on, W beam size, M candidates, C captions that are kept.
+Shape legend: A images that go on, W beam size, R hypotheses of all of them (prefixes), M
+candidates, C captions that are kept.
 """
 
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor
 from generations.decoding.captions import (
     Hypotheses,
     best_first,
-    blank_caption,
     caption_lengths,
     decode_scored,
-    next_logits,
     penalised,
 )
+from generations.decoding.prefixes import Prefixes, blank_caption, open_prefixes
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import CLS, EOS, PAD
 
@@ -88,8 +87,9 @@ def search(
     going = torch.arange(len(vision), device=device)  # (A,) images
     ids = blank_caption(len(vision), text_length, device)[:, None]  # (A, 1, T), later (A, W, T)
     log_probs = torch.zeros(len(vision), 1, device=device)
+    prefixes = open_prefixes(model, vision, text_length)
     for step in range(1, steps + 1):
-        ids, log_probs = _extend(model, vision[going], ids, log_probs, step, 2 * beam_size)
+        ids, log_probs, parents = _extend(prefixes, ids, log_probs, step, 2 * beam_size)
         ended = ids[..., step] == EOS  # (A, M)
         complete = ended.clone()
         complete[:, beam_size:] = False
@@ -107,30 +107,31 @@ def search(
             *(penalised(log_probs, length, length_penalty) for length in (step + 1, steps))
         )
         hopeless = ended | (hopes <= own.scores[:, -1:])
-        open_ones = best_first(ids, log_probs, log_probs.masked_fill(hopeless, NEVER), beam_size)
-        alive = (open_ones.scores > NEVER).any(1)
+        open_ones = log_probs.masked_fill(hopeless, NEVER)
+        alive = (open_ones > NEVER).any(1)
         if step == steps or not alive.any():
             break
-        going, ids, log_probs = going[alive], open_ones.ids[alive], open_ones.scores[alive]
+        log_probs, places = open_ones[alive].topk(min(beam_size, open_ones.shape[1]), dim=1)
+        ids = ids[alive].gather(1, places[..., None].expand(-1, -1, ids.shape[-1]))
+        prefixes = prefixes.rows(parents[alive].gather(1, places)[log_probs > NEVER])
+        going = going[alive]
     return kept
 
 
 def _extend(
-    model: UnifiedTransformer,
-    vision: Tensor,
-    ids: Tensor,
-    log_probs: Tensor,
-    step: int,
-    most: int,
-) -> tuple[Tensor, Tensor]:
-    """Write position `step` of prefixes (A, W, T) in all ways; the M <= `most` likeliest an image.
+    prefixes: Prefixes, ids: Tensor, log_probs: Tensor, step: int, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write position `step` of captions (A, W, T) in all ways; the M <= `most` likeliest an image.
+
+    Args:
+        prefixes: of the R captions whose log_probs (A, W) are not NEVER.
 
     Returns:
-        ids (A, M, T) and log_probs (A, M), likeliest first.
+        ids (A, M, T) and log_probs (A, M), likeliest first, and the rows in `prefixes` of the
+        captions that were extended, (A, M).
     """
-    there = log_probs > NEVER  # (A, W); the network runs on these alone, R rows
-    images, _ = there.nonzero(as_tuple=True)
-    logits = next_logits(model, vision[images], ids[there], step).float()  # (R, V)
+    there = log_probs > NEVER  # (A, W)
+    logits = prefixes.logits(ids[there], step).float()  # (R, V)
     chances, words = logits.log_softmax(-1).topk(min(most, logits.shape[-1]))
     wide = words.shape[-1]
     candidates = log_probs.new_full((*there.shape, wide), NEVER)
@@ -138,10 +139,11 @@ def _extend(
     tokens = words.new_zeros(candidates.shape)
     tokens[there] = words
     best, places = candidates.flatten(1).topk(min(most, candidates[0].numel()), dim=1)
-    parents = (places // wide)[..., None].expand(-1, -1, ids.shape[-1])
-    ids = ids.gather(1, parents)
+    chosen = places // wide  # (A, M) in 0..W-1
+    ids = ids.gather(1, chosen[..., None].expand(-1, -1, ids.shape[-1]))
     ids[..., step] = tokens.flatten(1).gather(1, places)
-    return ids, best
+    number = (there.flatten().cumsum(0) - 1).view(there.shape)  # row of each caption that is there
+    return ids, best, number.gather(1, chosen)
 
 
 def _nothing(images: int, count: int, length: int, device: torch.device) -> Hypotheses:

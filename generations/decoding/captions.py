@@ -1,8 +1,7 @@
 """Image -> text, left to right: predict a [MASK] at each position. Source: SPEC 7.
 
-A key/value cache of the prefix would not be exact, because earlier positions attend to the current
-[MASK]. What is reused and left out instead: the visual stream is computed once per image, hidden
-positions are not computed, the head runs at one position, and ended captions leave the batch.
+The model's own way of captioning decides what a step computes; see generations.decoding.prefixes.
+Ended captions leave the batch.
 """
 
 from collections.abc import Callable
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from generations.decoding.active import Active
+from generations.decoding.prefixes import blank_caption, open_prefixes
 from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
-from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
+from generations.vocabulary import CLS, EOS, PAD
 
 Choice = Callable[[Tensor], Tensor]  # logits (B, V) -> ids (B,)
 # logits (A, V), the rows (A,) of the batch that they belong to, the step -> ids (A,)
@@ -80,30 +81,41 @@ def decode(
 
 
 def decode_scored(
-    model: UnifiedTransformer, vision: Tensor, text_length: int, steps: int, choose: RowChoice
+    model: UnifiedTransformer,
+    vision: Tensor,
+    text_length: int,
+    steps: int,
+    choose: RowChoice,
+    images: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `decode`, with a choice that is told rows and step.
 
+    Args:
+        images: (R,) the image of each caption; None: one caption for each image.
+
     Returns:
-        (B, T) ids, and the logarithm of their probability under the model, (B,) float32.
+        (R, T) ids, and the logarithm of their probability under the model, (R,) float32.
     """
-    ids = blank_caption(len(vision), text_length, vision.device)  # (B, T)
+    prefixes = open_prefixes(model, vision, text_length)
+    if images is not None:
+        prefixes = prefixes.rows(images)
+    active = Active(len(vision if images is None else images), vision.device)
+    ids = blank_caption(len(active.rows), text_length, vision.device)  # (R, T)
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
-    log_probs = torch.zeros(len(vision), device=vision.device)
-    active = torch.arange(len(vision), device=vision.device)
+    log_probs = torch.zeros(len(active.rows), device=vision.device)
     for step in range(1, steps + 1):
-        logits = next_logits(model, vision, ids, step)
-        chosen = choose(logits, active, step)
+        logits = prefixes.logits(ids, step)
+        chosen = choose(logits, active.rows, step)
         ids[:, step] = chosen
-        written[active, step] = chosen
-        log_probs[active] += log_probability(logits, chosen)
-        going = chosen != EOS
-        if not going.all():
-            # ended captions leave the batch
-            active, vision, ids = active[going], vision[going], ids[going]
-        if not len(active):
-            break
+        rows = active.counting(active.rows)
+        written[rows, step] = active.counting(chosen)
+        log_probs[rows] += active.counting(log_probability(logits, chosen))
+        stay = active.end(chosen != EOS)
+        if stay is not None:
+            if not len(stay):
+                break
+            ids, prefixes = ids[stay], prefixes.rows(stay)
     return written, log_probs
 
 
@@ -141,8 +153,8 @@ def sampled_captions(
     def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         return choose_tokens(logits, flat[rows, step - 1], temperature, top_k, top_p)
 
-    vision = vision.repeat_interleave(captions, 0)
-    ids, log_probs = decode_scored(model, vision, text_length, steps, choose)
+    owners = torch.arange(images, device=vision.device).repeat_interleave(captions)
+    ids, log_probs = decode_scored(model, vision, text_length, steps, choose, owners)
     scores = penalised(log_probs, caption_lengths(ids, steps), length_penalty)
     shape = (images, captions)
     return best_first(ids.view(*shape, -1), log_probs.view(shape), scores.view(shape), captions)
@@ -170,51 +182,6 @@ def log_probability(logits: Tensor, ids: Tensor) -> Tensor:
     """Logarithm (B,) float32 of the probability that logits (B, V) give to ids (B,)."""
     logits = logits.float()
     return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: int) -> Tensor:
-    """Logits (B, V) of position `step`, which attends to the positions up to itself.
-
-    Args:
-        vision: (B, N, H) from `encode_vision`.
-        ids: (B, T), written up to `step` - 1.
-        step: in 1..T-1.
-    """
-    return prefix_logits(model, vision, ids, torch.full((len(ids),), step, device=ids.device), step)
-
-
-def prefix_logits(
-    model: UnifiedTransformer,
-    vision: Tensor,
-    ids: Tensor,
-    steps: Tensor,
-    shared: int | None = None,
-) -> Tensor:
-    """Logits (B, V), for each row of one position, which attends to the positions up to itself.
-
-    Args:
-        vision: (B, N, H) from `encode_vision`.
-        ids: (B, T), row b written up to `steps[b]` - 1.
-        steps: (B,) in 1..T-1.
-        shared: the step of all rows, if there is one.
-    """
-    if model.zeroshot:
-        seen = None  # every id > 0, and none of CLS, words, MASK and SEP is 0
-    elif shared is not None:
-        ids, seen = ids[:, : shared + 1], None  # later positions are hidden: not computed at all
-    else:
-        ids = ids[:, : int(steps.max()) + 1]
-        seen = torch.arange(ids.shape[1], device=ids.device) <= steps[:, None]
-    text = model.encode_text(ids, seen)
-    _, state = model.fuse(vision, text, seen, read="text", text_positions=steps[:, None])
-    return model.text_logits(state[:, 0])
-
-
-def blank_caption(batch: int, text_length: int, device: torch.device) -> Tensor:
-    """[CLS] MASK ... MASK SEP: (B, T)."""
-    ids = torch.full((batch, text_length + 1), MASK, device=device)
-    ids[:, 0], ids[:, -1] = CLS, SEP
-    return ids
 
 
 def _argmax(logits: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from generations.decoding.orders import Guidance, Order
 from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
-from generations.vocabulary import PAD
+from generations.vocabulary import EMPTY, PAD
 
 SCHEDULES = ("linear", "cosine")
+PAPER_ORDER, UNGUIDED = Order(), Guidance()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def image_tokens(
     schedule: str = "linear",
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
+    order: Order = PAPER_ORDER,
+    guidance: Guidance = UNGUIDED,
 ) -> Tensor:
     """Grid tokens, greedy unless a temperature is given.
 
@@ -46,13 +50,13 @@ def image_tokens(
         text_ids: (B, T) captions as [CLS] ... [SEP] PAD.
         steps: number of mask-predict steps, at least 1.
         schedule: see `cells_again`.
-        temperature: see `painting_steps`, as is uniforms, which may hold S pictures a caption.
+        temperature: see `painting_steps`, as are uniforms, order and guidance.
 
     Returns:
         (B, N) cluster ids; with uniforms (B * S, N), the S of a caption one after the other.
     """
     *_, last = painting_steps(
-        model, text_ids, steps, schedule=schedule, temperature=temperature, uniforms=uniforms
+        model, text_ids, steps, False, schedule, temperature, uniforms, order, guidance
     )
     return last.cluster_ids
 
@@ -65,12 +69,15 @@ def painting_steps(
     schedule: str = "linear",
     temperature: float = 0.0,
     uniforms: Tensor | None = None,
+    order: Order = PAPER_ORDER,
+    guidance: Guidance = UNGUIDED,
 ) -> Iterator[PaintingStep]:
     """The steps of mask-predict, one after the other; gradients follow the caller's grad mode.
 
     All positions start masked. A step predicts every position and writes the masked ones; then the
-    n least certain of all positions are masked again, n falling to 0. The language stream does not
-    depend on the picture and is computed once.
+    n least certain of all positions are masked again, n falling to 0 (or others: see `Order`). The
+    language stream does not depend on the picture and is computed once, as is that of the empty
+    caption, with which a guided step predicts in the same batch.
 
     A cell's certainty is the model's probability of its token where one was written in this step,
     and of the likeliest token elsewhere; without sampling the two are the same.
@@ -85,20 +92,26 @@ def painting_steps(
         temperature: the tokens are drawn from the prediction at this temperature; 0: the likeliest.
         uniforms: (B, S, steps, N) in [0, 1) of `draw_uniforms`, which the drawing needs: S pictures
             of each caption, in B * S rows.
+        order: which cells are masked again; where it is drawn, its numbers say S as well.
+        guidance: how much the caption counts, in all logits.
     """
     if temperature and uniforms is None:
         raise ValueError("temperature is not 0: pass the uniform numbers that tokens are drawn by")
     text_mask = text_ids != PAD
     text = model.encode_text(text_ids, text_mask)
+    drawn_by = order.uniforms if uniforms is None else uniforms
+    if drawn_by is not None:
+        text, text_mask = (x.repeat_interleave(drawn_by.shape[1], 0) for x in (text, text_mask))
     if uniforms is not None:
-        samples = uniforms.shape[1]
         uniforms = uniforms.to(text_ids.device).flatten(0, 1)  # (B * S, steps, N)
-        text, text_mask = (x.repeat_interleave(samples, 0) for x in (text, text_mask))
     cells = model.size.grid_size**2
     masked = torch.ones(len(text), cells, dtype=torch.bool, device=text_ids.device)
     cluster_ids = torch.zeros_like(masked, dtype=torch.long)
+    if guidance.scale:
+        text, text_mask = beside_empty(model, text, text_mask)  # (2 * B * S, ...)
     for step in range(steps):
-        inputs = (model, text, text_mask, cluster_ids, masked)
+        scale = guidance.at(step, steps)
+        inputs = (model, text, text_mask, cluster_ids, masked, scale)
         logits = (
             checkpoint(predict, *inputs, use_reentrant=False) if recompute else predict(*inputs)
         )
@@ -113,7 +126,9 @@ def painting_steps(
         again = cells_again(step, steps, cells, schedule)
         if again == 0:
             return
-        masked = torch.zeros_like(masked).scatter(1, least(certainty, again), True)
+        masked = torch.zeros_like(masked).scatter(
+            1, least(order.standing(certainty, step, steps), again), True
+        )
 
 
 def cells_again(step: int, steps: int, cells: int, schedule: str = "linear") -> int:
@@ -131,13 +146,42 @@ def cells_again(step: int, steps: int, cells: int, schedule: str = "linear") -> 
     return int((steps - (step + 1)) / steps * cells)
 
 
+def beside_empty(
+    model: UnifiedTransformer, text: Tensor, text_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A language stream (B, T, H) and its mask, and below them the empty caption's as often."""
+    ids = torch.tensor([EMPTY], device=text.device)
+    alone = model.encode_text(ids, None)  # (1, 2, H)
+    empty = torch.zeros_like(text)  # what the mask hides is never read
+    empty[:, : len(EMPTY)] = alone
+    seen = torch.zeros_like(text_mask)
+    seen[:, : len(EMPTY)] = True
+    return torch.cat([text, empty]), torch.cat([text_mask, seen])
+
+
 def predict(
-    model: UnifiedTransformer, text: Tensor, text_mask: Tensor, cluster_ids: Tensor, masked: Tensor
+    model: UnifiedTransformer,
+    text: Tensor,
+    text_mask: Tensor,
+    cluster_ids: Tensor,
+    masked: Tensor,
+    scale: float = 0.0,
 ) -> Tensor:
-    """Image logits (B, N, K) of a partly masked grid, given the language stream (B, T, H)."""
+    """Image logits (B, N, K) of a partly masked grid.
+
+    Args:
+        text: (B, T, H) the language stream; for guidance (2 * B, T, H), the empty caption's below.
+        scale: of the guidance.
+    """
     vision = model.encode_vision(cluster_ids=cluster_ids, visual_mask=masked)
+    if scale:
+        vision = torch.cat([vision, vision])
     vision, _ = model.fuse(vision, text, text_mask, read="vision")
-    return model.image_logits(vision)
+    logits = model.image_logits(vision)
+    if scale:
+        logits, wordless = logits.chunk(2)
+        logits = logits + scale * (logits - wordless)
+    return logits
 
 
 def least(values: Tensor, count: int) -> Tensor:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from generations.errors import UserError
+from generations.libraries import library
+
+faiss = library("faiss", "faiss-cpu")
 
 _SEEDING_POINTS = 65536  # among which the starting centroids are chosen
 

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
+
+from generations.libraries import library
+
+models = library("torchvision.models")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,7 +58,7 @@ def resnet50_features(state: dict[str, Tensor] | None = None, seed: int = 0) -> 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = resnet50(weights=None)
+        network = models.resnet50(weights=None)
     if state is not None:
         network.load_state_dict(state)
     stem = nn.Sequential(network.conv1, network.bn1, network.relu)

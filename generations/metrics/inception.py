@@ -13,17 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 from torch.nn import functional as F
-from torch_fidelity.feature_extractor_inceptionv3 import (
-    URL_INCEPTION_V3,
-    FeatureExtractorInceptionV3,
-)
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from generations.errors import UserError
+from generations.libraries import library
+
+fidelity = library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
 
 FEATURES = 2048
 SIDE = 299  # of Inception's input
-_URLS = {"torchvision": Inception_V3_Weights.IMAGENET1K_V1.url, "tf": URL_INCEPTION_V3}
 
 
 class TorchvisionInception(nn.Module):
@@ -73,7 +71,7 @@ class TfInception(nn.Module):
             # The port unpickles whatever its file holds: give it one that holds tensors alone.
             path = Path(folder) / "weights.pth"
             torch.save(state, path)
-            self.network = FeatureExtractorInceptionV3(
+            self.network = fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat",
                 ["2048", "logits_unbiased"],
                 feature_extractor_weights_path=str(path),
@@ -104,16 +102,22 @@ def load_inception(protocol: str, weights: str = "") -> tuple[nn.Module, str]:
         network = (TorchvisionInception if protocol == "torchvision" else TfInception)(state)
     except RuntimeError as error:
         raise UserError(
-            f"eval_weights {weights or _URLS[protocol]} are not those of the {protocol} Inception "
-            f"({' '.join(str(error).split())[:120]}); get {_URLS[protocol]}"
+            f"eval_weights {weights or _url(protocol)} are not those of the {protocol} Inception "
+            f"({' '.join(str(error).split())[:120]}); get {_url(protocol)}"
         ) from None
     return network, state_hash(state)
 
 
 def is_at_hand(protocol: str, weights: str = "") -> bool:
     """Whether `load_inception` would find its weights without a download."""
-    cached = Path(torch.hub.get_dir(), "checkpoints", _URLS[protocol].rsplit("/", 1)[1])
+    cached = Path(torch.hub.get_dir(), "checkpoints", _url(protocol).rsplit("/", 1)[1])
     return Path(weights).is_file() if weights else cached.is_file()
+
+
+def _url(protocol: str) -> str:
+    if protocol == "torchvision":
+        return Inception_V3_Weights.IMAGENET1K_V1.url
+    return fidelity.URL_INCEPTION_V3
 
 
 def state_hash(state: dict[str, Tensor]) -> str:
@@ -143,7 +147,7 @@ def _read(weights: str) -> dict[str, Tensor]:
 
 
 def _download(protocol: str) -> dict[str, Tensor]:
-    url = _URLS[protocol]
+    url = _url(protocol)
     try:
         return dict(
             load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)

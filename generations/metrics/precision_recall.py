@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from generations.errors import UserError
+from generations.libraries import library
+
+metric_prc = library("torch_fidelity.metric_prc", "torch-fidelity")
 
 NEIGHBOURS = 3
 
@@ -32,7 +34,7 @@ def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, fl
             f"precision and recall need {NEIGHBOURS + 1} images on each side; there are "
             f"{len(generated)} and {len(real)}"
         )
-    found = prc_features_to_metric(
+    found = metric_prc.prc_features_to_metric(
         *(torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real)),
         prc_neighborhood=NEIGHBOURS,
         prc_batch_size=1000,

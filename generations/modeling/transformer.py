@@ -2,13 +2,14 @@
 
 Shape legend: B batch, S text tokens (up to T = text_length + 1), N = G * G visual tokens,
 H hidden size, D grid feature size, V text vocabulary, K clusters, P chosen positions.
+Which text positions see which is told by masks; generations.modeling.visibility makes them.
 
 Parameter names are those of the released checkpoints (and of X-LXMERT and transformers' LXMERT),
 which is why some modules are called `self`, `att` or `visn_fc`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from generations.modeling.linear import Linear, linear
 
 HIDDEN_KEY = -10000.0  # additive score of a hidden text key; its attention weight underflows to 0
 POSITIONS, TOKEN_TYPES, BOX_SIZE, NORM_EPS = 512, 2, 4, 1e-12
+KeyValues = tuple[Tensor, Tensor]  # keys and values, each (B, heads, C, H / heads)
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,16 @@ class UnifiedTransformer(nn.Module):
         size: the sizes.
         zeroshot: see every text token that is not PAD, whatever `text_mask` says (X-LXMERT's
             captioning without fine-tuning).
+        causal: captions are written and learned the causal way (SPEC 13), not the paper's.
 
     Source: paper sections 3.1 and 3.2, SPEC 2.
     """
 
-    def __init__(self, size: ModelSize, zeroshot: bool = False):
+    def __init__(self, size: ModelSize, zeroshot: bool = False, causal: bool = False):
         super().__init__()
         self.size = size
         self.zeroshot = zeroshot
+        self.causal = causal
         self.mask_feat = nn.Parameter(torch.zeros(size.feature_size))
         self.embedding_layer = TextEmbedding(size)
         self.encoder = Encoder(size)
@@ -127,14 +131,18 @@ class UnifiedTransformer(nn.Module):
             states = layer(states)
         return states
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
         """The language stream after its own layers: (B, S, H). It does not depend on the image.
 
         Args:
             text_ids: (B, S); S may be shorter than T when the rest is hidden anyway.
-            text_mask: (B, S), 1 for visible keys; None: all are visible.
+            text_mask: (B, S), 1 for visible keys, or (1, S, S), a row for each position that
+                looks; None: all are visible.
+            positions: (S,) of the tokens in their captions; None: one after the other.
         """
-        states = self.embedding_layer(text_ids)
+        states = self.embedding_layer(text_ids, positions)
         bias = key_bias(text_mask, states.dtype)
         for layer in self.encoder.layer:
             states = layer(states, bias)
@@ -153,19 +161,23 @@ class UnifiedTransformer(nn.Module):
         Args:
             vision: (B, N, H) from `encode_vision`.
             text: (B, S, H) from `encode_text`.
-            text_mask: (B, S), 1 for visible keys; None: all are visible.
+            text_mask: as of `encode_text`. With rows the image sees the first position alone.
             read: the stream the caller reads; the last layer computes only that one.
-            text_positions: (B, P), with read "text": the positions that are read.
+            text_positions: (B, P), with read "text": the positions that are read; (P,) for all
+                captions where the mask has rows.
 
         Returns:
             vision (B, N, H) and text (B, S or P, H). A stream that is not read comes back as it
             entered the last layer.
         """
         bias = key_bias(text_mask, text.dtype)
+        by_row = text_mask is not None and text_mask.ndim == 3
+        shown, to_image = (1, None) if by_row else (text.shape[1], bias)
         *layers, last = cast(list[CrossLayer], list(self.encoder.x_layers))
         for layer in layers:
-            vision, text = layer.see(vision, text, bias), layer.tell(vision, text, bias)
-        seen = vision if read == "text" else last.see(vision, text, bias)
+            seen = layer.see(vision, text[:, :shown], to_image)
+            vision, text = seen, layer.tell(vision, text, bias)
+        seen = vision if read == "text" else last.see(vision, text[:, :shown], to_image)
         told = text if read == "vision" else last.tell(vision, text, bias, text_positions)
         return seen, told
 
@@ -190,8 +202,9 @@ class TextEmbedding(nn.Module):
         self.LayerNorm = nn.LayerNorm(size.hidden_size, NORM_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
-    def forward(self, text_ids: Tensor) -> Tensor:
-        positions = torch.arange(text_ids.shape[1], device=text_ids.device)
+    def forward(self, text_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(text_ids.shape[1], device=text_ids.device)
         places = self.position_embeddings(positions)  # (S, H), the same for every caption
         places = places + self.token_type_embeddings(torch.zeros_like(positions))
         return self.dropout(self.LayerNorm(self.word_embeddings(text_ids) + places))
@@ -234,8 +247,10 @@ class Layer(nn.Module):
         self.intermediate = Widen(size)
         self.output = AddNorm(size, size.intermediate_size)
 
-    def forward(self, states: Tensor, bias: Tensor | None = None) -> Tensor:
-        states = self.attention(states, states, bias)
+    def forward(
+        self, states: Tensor, bias: Tensor | None = None, past: "Past | None" = None
+    ) -> Tensor:
+        states = self.attention(states, states, bias, past)
         return self.output(self.intermediate(states), states)
 
 
@@ -256,21 +271,29 @@ class CrossLayer(nn.Module):
         self.visn_inter = Widen(size)
         self.visn_output = AddNorm(size, size.intermediate_size)
 
-    def see(self, vision: Tensor, text: Tensor, bias: Tensor | None) -> Tensor:
+    def see(self, vision: Tensor, text: Tensor, bias: Tensor | None = None) -> Tensor:
         """The visual stream's next states, (B, N, H)."""
         vision = self.visual_attention(vision, text, bias)
         vision = self.visn_self_att(vision, vision)
         return self.visn_output(self.visn_inter(vision), vision)
 
     def tell(
-        self, vision: Tensor, text: Tensor, bias: Tensor | None, positions: Tensor | None = None
+        self,
+        vision: Tensor | KeyValues,
+        text: Tensor,
+        bias: Tensor | None = None,
+        positions: Tensor | None = None,
+        past: "Past | None" = None,
     ) -> Tensor:
-        """The language stream's next states, (B, S, H), or (B, P, H) at `positions` (B, P)."""
+        """The language stream's next states, (B, S, H), or (B, P, H) at `positions`."""
         text = self.visual_attention(text, vision)
         asking = text
-        if positions is not None:
+        if positions is not None and positions.ndim == 1:
+            asking = text[:, positions]
+            bias = None if bias is None else bias[..., positions, :]
+        elif positions is not None:
             asking = text.gather(1, positions[..., None].expand(-1, -1, text.shape[-1]))
-        text = self.lang_self_att(asking, text, bias)
+        text = self.lang_self_att(asking, text, bias, past)
         return self.lang_output(self.lang_inter(text), text)
 
 
@@ -286,13 +309,37 @@ class Attention(nn.Module):
         self.output = AddNorm(size, size.hidden_size)
         self.child = child
 
-    def forward(self, states: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        attended = self.get_submodule(self.child)(states, context, bias)
-        return self.output(attended, states)
+    @property
+    def projections(self) -> "Projections":
+        """Query, key and value."""
+        return cast(Projections, self.get_submodule(self.child))
+
+    def forward(
+        self,
+        states: Tensor,
+        context: Tensor | KeyValues,
+        bias: Tensor | None = None,
+        past: "Past | None" = None,
+    ) -> Tensor:
+        return self.output(self.projections(states, context, bias, past), states)
+
+
+class Past(NamedTuple):
+    """The text so far: keys and values (B, heads, T, H / heads), and the slots of what comes now.
+
+    What comes is written there, (Q,) slots for Q states, and all T slots are attended to.
+    """
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
 
 
 class Projections(nn.Module):
-    """Scaled dot-product attention: states (B, Q, H) over context (B, C, H) -> (B, Q, H)."""
+    """Scaled dot-product attention: states (B, Q, H) over context -> (B, Q, H).
+
+    The context is states (B, C, H), or what `keys_values` made of them.
+    """
 
     def __init__(self, size: ModelSize):
         super().__init__()
@@ -302,15 +349,29 @@ class Projections(nn.Module):
         self.key = Linear(size.hidden_size, size.hidden_size)
         self.value = Linear(size.hidden_size, size.hidden_size)
 
-    def forward(self, states: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        context: Tensor | KeyValues,
+        bias: Tensor | None,
+        past: Past | None = None,
+    ) -> Tensor:
+        keys, values = context if isinstance(context, tuple) else self.keys_values(context)
+        if past is not None:
+            keys = past.keys.index_copy_(2, past.slots, keys)
+            values = past.values.index_copy_(2, past.slots, values)
         attended = F.scaled_dot_product_attention(
             self._split(self.query(states)),  # (B, heads, Q, H / heads)
-            self._split(self.key(context)),
-            self._split(self.value(context)),
-            attn_mask=bias,  # (B, 1, 1, C)
+            keys,
+            values,
+            attn_mask=bias,  # (B, 1, 1, C), or (1, 1, Q, C)
             dropout_p=self.dropout if self.training else 0.0,
         )
         return attended.transpose(1, 2).flatten(2)  # (B, Q, H)
+
+    def keys_values(self, context: Tensor) -> KeyValues:
+        """Keys and values (B, heads, C, H / heads) of a context (B, C, H)."""
+        return self._split(self.key(context)), self._split(self.value(context))
 
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -399,11 +460,15 @@ class ImageHead(nn.Module):
 
 
 def key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Additive attention bias (B, 1, 1, S) of a key mask (B, S) that is 1 for visible keys."""
+    """Additive attention bias of a mask that is 1 for visible keys.
+
+    (B, S) -> (B, 1, 1, S); with a row for each position that looks, (1, Q, S) -> (1, 1, Q, S).
+    """
     if mask is None:
         return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill_(mask == 0, HIDDEN_KEY)[:, None, None]
+    bias.masked_fill_(mask == 0, HIDDEN_KEY)
+    return bias[:, None] if mask.ndim == 3 else bias[:, None, None]
 
 
 def grid_boxes(grid_size: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 # The original smooths text over the size of BERT's vocabulary, whatever the model's own is.
 BERT_CLASSES = 30522
+IGNORED = -100  # a target that counts for nothing
 
 
 def label_smoothing_loss(
@@ -19,7 +20,7 @@ def label_smoothing_loss(
 
     Args:
         logits: (M, C).
-        targets: (M,) class ids.
+        targets: (M,) class ids; rows whose target is IGNORED are left out of the mean.
         smoothing: in [0, 1).
         weight: (C,) class weights; the mean over rows is weighted by those of their targets.
         classes: count to spread the smoothing over instead of C (see `BERT_CLASSES`).

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generations.decoding.captions import blank_caption, cut_after_eos, next_logits, prefix_logits
+from generations.batch import to_device
+from generations.decoding.captions import cut_after_eos
+from generations.decoding.prefixes import blank_caption, next_logits, prefix_logits
 from generations.modeling import UnifiedTransformer
 from generations.modeling.dropout import recorded_dropout, repeated_dropout
 from generations.objectives.sequence import end_captions, likeliest
+from generations.runtime.memory import free_memory
 from generations.vocabulary import EOS
 
-ROWS = 10  # run at once in the backward pass; a step of more rows runs alone
+ROWS = 10  # run at once in the backward pass on a CPU; a step of more rows runs alone
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,27 @@ class Draw:
 
     Attributes:
         step: the position that was written, from 1.
-        rows: (A,) the captions that had not ended.
+        rows: (A,) the captions in the batch.
         masks: of their dropout, as `recorded_dropout` gives them.
+        going: (A,) whether a caption had not ended; None: none had.
     """
 
     step: int
     rows: Tensor
     masks: list[Tensor]
+    going: Tensor | None = None
+
+    def counted(self, values: Tensor) -> Tensor:
+        """Values (A,) where a word was drawn, else 0."""
+        return values if self.going is None else values * self.going
 
 
 def drawn_and_greedy(
-    model: UnifiedTransformer, drawn: Tensor, greedy: Tensor, text_length: int
+    model: UnifiedTransformer,
+    drawn: Tensor,
+    greedy: Tensor,
+    text_length: int,
+    leave: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multinomial captions, with the gradient of their log-probabilities, beside greedy ones.
 
@@ -50,12 +63,14 @@ def drawn_and_greedy(
         drawn: (M, N, H) from `encode_vision`: a caption is drawn for each.
         greedy: (G, N, H) without dropout, for the greedy captions.
         text_length: L.
+        leave: ended captions leave the batch; None: on a CPU. A GPU's time for a step hardly
+            depends on a few rows, and their number repeats.
 
     Returns:
         drawn ids (M, T): CLS, L - 1 words, EOS, 0 after the first EOS; their log-probabilities
         (M, T) under the model with the same dropout, 0 where nothing was drawn; greedy ids (G, T).
     """
-    ids, draws, logprobs = _write(model, drawn.detach(), greedy, text_length)
+    ids, draws, logprobs = _write(model, drawn.detach(), greedy, text_length, leave)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if torch.is_grad_enabled():
         written = ids[: len(drawn)]
@@ -70,31 +85,43 @@ def drawn_and_greedy(
 
 @torch.no_grad()
 def _write(
-    model: UnifiedTransformer, drawn: Tensor, greedy: Tensor, text_length: int
+    model: UnifiedTransformer,
+    drawn: Tensor,
+    greedy: Tensor,
+    text_length: int,
+    leave: bool | None = None,
 ) -> tuple[Tensor, list[Draw], Tensor]:
     """Ids (M + G, T) as written, how the first M were drawn, and their log-probabilities (M, T)."""
     vision = torch.cat([drawn, greedy])
-    ids = blank_caption(len(vision), text_length, vision.device)
-    logprobs = torch.zeros(len(drawn), ids.shape[1], device=vision.device)
-    active = torch.arange(len(vision), device=vision.device)
+    device = vision.device
+    leave = device.type != "cuda" if leave is None else leave
+    ids = blank_caption(len(vision), text_length, device)
+    logprobs = torch.zeros(len(drawn), ids.shape[1], device=device)
+    active = torch.arange(len(vision), device=device)
+    going = torch.ones(len(vision), dtype=torch.bool, device=device)
     draws = []
+    count = len(drawn)  # of the active ones those that are drawn; they come first
     for step in range(1, text_length):
-        rows = active[active < len(drawn)]
-        with recorded_dropout(len(rows)) as masks:
+        with recorded_dropout(count) as masks:
             logits = next_logits(model, vision, ids[active], step)
-        words = likeliest(logits[len(rows) :])
-        if len(rows):
-            draws.append(Draw(step, rows, masks))
-            chances = logits[: len(rows)].float().log_softmax(-1)
+        words = likeliest(logits[count:])
+        if count:
+            draw = Draw(step, active[:count], masks, None if leave else going[:count])
+            draws.append(draw)
+            chances = logits[:count].float().log_softmax(-1)
             chosen = torch.multinomial(chances.exp(), 1)
-            logprobs[rows, step] = chances.gather(1, chosen)[:, 0]
+            logprobs[draw.rows, step] = draw.counted(chances.gather(1, chosen)[:, 0])
             words = torch.cat([chosen[:, 0], words])
         ids[active, step] = words
-        going = words != EOS
-        if not going.all():
-            active, vision = active[going], vision[going]
-        if not len(active):
+        going = going & (words != EOS)
+        left = going.cpu()  # the one time that a step waits for the device
+        if not left.any():
             break
+        if leave and not left.all():
+            index = left.nonzero()[:, 0]
+            count = int((index < count).sum())
+            index = to_device(index, device)
+            active, vision, going = active[index], vision[index], going[index]
     return ids, draws, logprobs
 
 
@@ -114,7 +141,8 @@ def replayed(
     before = torch.arange(written.shape[1], device=written.device) < steps[:, None]
     ids = torch.where(before, written[rows], blank)
     with repeated_dropout([draw.masks for draw in draws]):
-        logits = prefix_logits(model, vision[rows], ids, steps)
+        longest = max(draw.step for draw in draws)
+        logits = prefix_logits(model, vision[rows], ids, steps, longest=longest)
     words = written[rows, steps][:, None]
     return logits.float().log_softmax(-1).gather(1, words)[:, 0]
 
@@ -129,6 +157,20 @@ def batches(draws: Sequence[Draw], rows: int = ROWS) -> Iterator[list[Draw]]:
         batch.append(draw)
     if batch:
         yield batch
+
+
+def rows_at_once(model: UnifiedTransformer, device: torch.device) -> int:
+    """How many words are run at once: on a GPU as many as half of its free memory holds."""
+    free = free_memory(device)
+    if free is None:
+        return ROWS
+    size = model.size
+    # float32 numbers that a token leaves in a layer, and tokens times layers; a quarter more than
+    # the full size takes on a CPU
+    numbers = 10 * size.hidden_size + 3 * size.intermediate_size
+    tokens = size.grid_size**2 * size.cross_layers + 18 * size.language_layers
+    tokens = tokens * 3 // 2
+    return max(ROWS, free // 2 // (4 * numbers * tokens))
 
 
 @contextmanager
@@ -191,8 +233,9 @@ class _Replay(torch.autograd.Function):
         vision, *weights = ctx.saved_tensors
         vision = vision.detach().requires_grad_()
         with stand_ins(ctx.model) as leaves:
-            for draws in batches(ctx.draws):
+            for draws in batches(ctx.draws, rows_at_once(ctx.model, vision.device)):
                 with torch.enable_grad(), torch.autocast(**ctx.autocast):
                     logprobs = ctx.run(vision, draws)
-                logprobs.backward(torch.cat([factor[draw.rows, draw.step] for draw in draws]))
+                factors = [draw.counted(factor[draw.rows, draw.step]) for draw in draws]
+                logprobs.backward(torch.cat(factors))
             return (None,) * 4 + (vision.grad, *(leaves[weight].grad for weight in weights))

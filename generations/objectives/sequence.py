@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generations.decoding.captions import blank_caption, decode, next_logits
+from generations.decoding.active import Active
+from generations.decoding.captions import decode
 from generations.decoding.images import painting_steps
+from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import UnifiedTransformer
 from generations.vocabulary import CLS, EOS
 
@@ -81,18 +83,19 @@ def sample_captions(
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
     logprobs = [torch.zeros(len(vision), device=vision.device)]
-    active = torch.arange(len(vision), device=vision.device)
+    active = Active(len(vision), vision.device, sizes=0)
     for step in range(1, text_length):
-        if len(active):
+        if len(active.rows):
             chosen, logprob = _draw(model, vision, ids, step)
             column = logprobs[0].new_zeros(len(written))
-            logprobs.append(column.index_put((active,), logprob))
-            written[active, step] = chosen
-            going = chosen != EOS
+            logprobs.append(column.index_put((active.rows,), logprob))
+            written[active.rows, step] = chosen
             # out of place: the backward pass reads this step's ids
-            ids = ids.index_put((torch.arange(len(ids)), torch.tensor(step)), chosen)
-            if not going.all():
-                active, vision, ids = active[going], vision[going], ids[going]
+            ids = ids.clone()
+            ids[:, step] = chosen
+            stay = active.end(chosen != EOS)
+            if stay is not None:
+                vision, ids = vision[stay], ids[stay]
         else:
             logprobs.append(torch.zeros_like(logprobs[0]))
     logprobs.append(torch.zeros_like(logprobs[0]))  # the EOS at the end is set, not drawn

@@ -1,13 +1,14 @@
 """The tasks an iteration can train, each (model, batch, context) -> StepOutput."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from generations.batch import Batch
+from generations.batch import Batch, to_device
 from generations.modeling import FeatureLevels, UnifiedTransformer, visual_input
+from generations.objectives.causal import causal_draw, causal_i2t_loss
 from generations.objectives.losses import (
     BERT_CLASSES,
     random_mask_positions,
@@ -23,7 +24,7 @@ from generations.objectives.sequence import (
 )
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
 from generations.rewards import DocumentFrequency, cider_d
-from generations.vocabulary import PAD
+from generations.vocabulary import EMPTY, PAD
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class TaskContext:
         sequence: settings of stage 2.
         rank: of this process, whose batch is the rank-th slice of the global one.
         world_size: number of processes.
+        mean_over_processes: of a number in a tensor, each process's own.
+        caption_dropout: share of xe_t2i's captions that are emptied, for guidance.
     """
 
     generator: torch.Generator
@@ -83,18 +86,19 @@ class TaskContext:
     sequence: SequenceSettings = SequenceSettings()
     rank: int = 0
     world_size: int = 1
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda number: number
+    caption_dropout: float = 0.0
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
     """Stage 1, image -> text."""
-    loss = xe_i2t_loss(
-        model,
-        batch,
-        smoothing=context.smoothing,
-        classes=context.text_classes,
-        dense=context.levels.captioning,
-    )
-    return StepOutput(loss)
+    dense = context.levels.captioning
+    smooth = {"smoothing": context.smoothing, "classes": context.text_classes}
+    if not model.causal:
+        return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense))
+    loss, count = causal_i2t_loss(model, batch, **smooth, dense=dense)
+    # each process counts by its share of the predicted words
+    return StepOutput(loss * (count / context.mean_over_processes(count.float())))
 
 
 def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -111,14 +115,29 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         share = context.world_size * int(positions.sum()) / int(everywhere.sum())
     else:
         positions = random_mask_positions(cells, context.generator)
+    if context.caption_dropout:
+        batch = drop_captions(batch, context)
     loss = xe_t2i_loss(
         model,
         batch,
-        positions.to(batch.cluster_ids.device),
+        positions,
         smoothing=context.smoothing,
         dense=context.levels.painting,
     )
     return StepOutput(loss * share)
+
+
+def drop_captions(batch: Batch, context: TaskContext) -> Batch:
+    """The batch with some captions emptied: [CLS] [SEP] PAD. Drawn for the global batch.
+
+    Source: Ho and Salimans 2021 (classifier-free guidance), section 3.2.
+    """
+    chances = torch.rand(context.world_size * len(batch), generator=context.generator)
+    dropped = (chances < context.caption_dropout).chunk(context.world_size)[context.rank]
+    length = batch.text_ids.shape[1]
+    empty = to_device(torch.tensor([*EMPTY, *[PAD] * (length - len(EMPTY))]), batch.text_ids.device)
+    dropped = to_device(dropped, empty.device)[:, None]
+    return replace(batch, text_ids=torch.where(dropped, empty, batch.text_ids))
 
 
 def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -129,34 +148,49 @@ def rl_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     settings = context.sequence
     visual = visual_input(batch, context.levels.captioning)
     greedy_wanted = settings.baseline == "greedy"
-    vision = model.encode_vision(**visual).repeat(settings.samples, 1, 1)  # (M, N, H)
-    if settings.recompute:
-        with evaluating(model):
-            certain = model.encode_vision(**visual) if greedy_wanted else vision[:0]  # (G, N, H)
-        ids, logprobs, greedy = drawn_and_greedy(model, vision, certain, settings.text_length)
-    else:
-        ids, logprobs = sample_captions(model, vision, settings.text_length)
-        greedy = ids[:0]
-        if greedy_wanted:
-            greedy = greedy_baseline(model, visual, settings.text_length)
-    both = torch.cat([ids, greedy])
+    draw = causal_draw if model.causal else _draw_anew if settings.recompute else _draw_and_keep
+    ids, logprobs, greedy = draw(
+        model, visual, settings.samples, greedy_wanted, settings.text_length
+    )
+    both = torch.cat([ids, greedy]).cpu()  # the one time that words are read for their reward
     scores = cider_d(both, batch.references, document_frequency=settings.document_frequency)
     reward, baseline = scores[: len(ids)], scores[len(ids) :]
     if not greedy_wanted:
         others = reward.view(settings.samples, -1)
         baseline = ((others.sum(0) - others) / (settings.samples - 1)).flatten()
-    advantage = (reward - baseline).to(logprobs)[:, None]  # (M, 1)
-    loss = self_critical_loss(logprobs, ids, advantage)
-    drawn = ids.unique(dim=0)
+    advantage = (reward - baseline).to(logprobs.dtype)[:, None]  # (M, 1)
+    loss = self_critical_loss(logprobs, ids, to_device(advantage, logprobs.device))
+    words = both[: len(ids)]
+    drawn = words.unique(dim=0)
     logs = {
         "rl_i2t/reward": reward.mean(),
         "rl_i2t/baseline": baseline.mean(),
         "rl_i2t/advantage": advantage.abs().mean(),
-        "rl_i2t/caption_length": (ids != PAD).sum(1).float().mean(),
+        "rl_i2t/caption_length": (words != PAD).sum(1).float().mean(),
         "rl_i2t/distinct": torch.tensor(len(drawn) / len(ids)),
         "rl_i2t/collapsed": torch.tensor(float(len(ids) > 1 and len(drawn) == 1)),
     }
-    return StepOutput(loss, {name: value.to(loss.device) for name, value in logs.items()})
+    values = to_device(torch.stack([value.float() for value in logs.values()]), loss.device)
+    return StepOutput(loss, dict(zip(logs, values, strict=True)))
+
+
+def _draw_anew(
+    model: UnifiedTransformer, visual: dict[str, Tensor], samples: int, greedy: bool, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `causal_draw`, the paper's way: drawn with dropout, without a graph."""
+    vision = model.encode_vision(**visual).repeat(samples, 1, 1)  # (M, N, H)
+    with evaluating(model):
+        certain = model.encode_vision(**visual) if greedy else vision[:0]  # (G, N, H)
+    return drawn_and_greedy(model, vision, certain, length)
+
+
+def _draw_and_keep(
+    model: UnifiedTransformer, visual: dict[str, Tensor], samples: int, greedy: bool, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_draw_anew`, with the graph of each step."""
+    vision = model.encode_vision(**visual).repeat(samples, 1, 1)  # (M, N, H)
+    ids, logprobs = sample_captions(model, vision, length)
+    return ids, logprobs, greedy_baseline(model, visual, length) if greedy else ids[:0]
 
 
 def rl_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:

@@ -2,11 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from generations.batch import Batch
+from generations.batch import Batch, to_device
 from generations.modeling import UnifiedTransformer, visual_input
-from generations.objectives.losses import BERT_CLASSES, label_smoothing_loss
+from generations.objectives.losses import BERT_CLASSES, IGNORED, label_smoothing_loss
 from generations.vocabulary import PAD
+
+CELLS_AT_ONCE = 8  # a sample; the head's rows are a multiple of these on a GPU
 
 
 def xe_i2t_loss(
@@ -55,22 +58,46 @@ def xe_t2i_loss(
     Args:
         model: the network.
         batch: B samples.
-        visual_positions: (m,) positions masked in every sample, or (B, N) bool, each sample's own.
+        visual_positions: (m,) positions masked in every sample, or (B, N) bool, each sample's own;
+            on the CPU, so that nobody waits for a GPU to learn how many they are.
         smoothing: label smoothing.
         dense: read dense features rather than codebook rows.
 
     Returns:
         Scalar mean over all predicted positions.
     """
-    if visual_positions.dtype == torch.bool:
-        visual_mask = visual_positions
-    else:
-        visual_mask = torch.zeros_like(batch.cluster_ids, dtype=torch.bool)
-        visual_mask[:, visual_positions] = True
+    rows = masked_cells(visual_positions, *batch.cluster_ids.shape)  # (M,) of B * N
+    targets = batch.cluster_ids.flatten()
+    index = to_device(rows, targets.device)
+    # not by a mask: how many it holds would have to be asked
+    visual_mask = torch.zeros_like(targets, dtype=torch.bool).index_fill(0, index, True)
+    visual_mask = visual_mask.view_as(batch.cluster_ids)
+    targets = targets[index]
+    if targets.is_cuda:
+        index, targets = repeating_size(index, targets, CELLS_AT_ONCE * len(batch))
     text_mask = batch.text_ids != PAD
     vision = model.encode_vision(**visual_input(batch, dense), visual_mask=visual_mask)
     text = model.encode_text(batch.text_ids, text_mask)
     vision, _ = model.fuse(vision, text, text_mask, read="vision")
     # the head runs only where something is predicted: (M, H) -> (M, K)
-    logits = model.image_logits(vision[visual_mask])
-    return label_smoothing_loss(logits, batch.cluster_ids[visual_mask], smoothing)
+    logits = model.image_logits(vision.flatten(0, 1)[index])
+    return label_smoothing_loss(logits, targets, smoothing)
+
+
+def masked_cells(positions: Tensor, batch_size: int, cells: int) -> Tensor:
+    """Rows (M,) of B * N, ascending, of positions as `xe_t2i_loss` takes them."""
+    if positions.dtype != torch.bool:
+        mask = torch.zeros(cells, dtype=torch.bool)
+        mask[positions] = True
+        positions = mask.expand(batch_size, -1)
+    return positions.flatten().nonzero()[:, 0]
+
+
+def repeating_size(index: Tensor, targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Lengthen (M,) both to a multiple, by rows that do not count; their number repeats so.
+
+    A GPU's libraries and memory are used to sizes that they have seen; that of a mask is another
+    in each iteration.
+    """
+    more = -len(index) % multiple
+    return F.pad(index, (0, more)), F.pad(targets, (0, more), value=IGNORED)

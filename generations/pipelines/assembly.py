@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from generations.checkpoint import load_generator_weights, load_weights
+from generations.checkpoint import load_averaged, load_generator_weights, load_weights
 from generations.datasets import (
     CaptionTokenizer,
     ClusterStore,
@@ -36,10 +38,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights come from: `kind` is resume, weights, pretrained or random."""
+    """Where the weights come from.
+
+    Attributes:
+        kind: resume, weights, pretrained or random.
+        path: of the checkpoint.
+        averaged: the averaged weights were taken (see `load_trained_model`).
+    """
 
     kind: str
     path: str = ""
+    averaged: bool = False
 
     @property
     def iteration(self) -> int:
@@ -128,6 +137,42 @@ def captioning_batches(
         )
 
 
+def warn_of_other_captioning(cfg: CfgNode, start: Start) -> None:
+    """Warn if weights come from a run that learned captions in the other way."""
+    trained = _trained_with(start, "captioning", "paper")
+    if trained not in (None, cfg.captioning):
+        logger.warning(
+            "%s was trained with captioning %s and is now read with captioning %s: captions "
+            "will be poor; set captioning %s, or train on",
+            *(start.path, trained, cfg.captioning, trained),
+        )
+
+
+def warn_of_guidance(cfg: CfgNode, start: Start) -> None:
+    """Warn if a model is to be guided that has seen no emptied captions in training."""
+    if cfg.painting.guidance and not _trained_with(start, "caption_dropout", 0.0):
+        logger.warning(
+            "painting.guidance %g: %s was trained without caption_dropout, so what it paints from "
+            "no words, and what guidance makes of that, is a guess",
+            *(cfg.painting.guidance, start.path),
+        )
+
+
+def _trained_with(start: Start, key: str, absent: Any) -> Any:
+    """A key of the configuration beside the weights, of a run or of an exported folder.
+
+    Returns:
+        its value, `absent` where the configuration has none, None where there is no configuration.
+    """
+    path = Path(start.path)
+    for file in (path.parent / "config.yaml", path.parent / "config.json", path / "config.json"):
+        try:
+            return yaml.safe_load(file.read_text(encoding="utf-8")).get(key, absent)
+        except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError):
+            continue
+    return None
+
+
 def load_codebook(cfg: CfgNode, model: UnifiedTransformer) -> None:
     """Copy the centroids file into the model's codebook."""
     centroids = load_centroids(
@@ -149,12 +194,15 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
             f"no checkpoint in {where}: train first, or give model_path /path/to/checkpoint"
         )
     model = build_model(cfg)
-    load_weights(model, start.path)
+    averaged = bool(cfg.use_ema) and start.kind != "pretrained" and load_averaged(model, start.path)
+    if not averaged:
+        load_weights(model, start.path)
+    warn_of_other_captioning(cfg, start)
     if start.kind == "pretrained":
         load_codebook(cfg, model)
-    logger.info("model: %s", start.path)
+    logger.info("model: %s%s", start.path, ", averaged weights" if averaged else "")
     compile_layers(model, cfg.compile, runtime.device)
-    return model.to(runtime.device).eval(), start
+    return model.to(runtime.device).eval(), replace(start, averaged=averaged)
 
 
 def load_image_generator(cfg: CfgNode, runtime: Runtime) -> nn.Module:

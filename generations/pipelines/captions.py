@@ -8,6 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from generations.datasets import (
+    CaptionTokenizer,
     ImageRecord,
     Intake,
     cropped_captions,
@@ -19,7 +20,6 @@ from generations.datasets.karpathy import IMAGE_SPLITS
 from generations.errors import UserError
 from generations.features import find_images, load_images, picture_files
 from generations.files import read_json
-from generations.pipelines.assembly import open_tokenizer
 from generations.pipelines.manifest import note
 from generations.progress import progress_bar
 from generations.runtime import Runtime
@@ -101,7 +101,10 @@ def _read(cfg: CfgNode, unpack: bool) -> Intake:
         f"{sum(len(record.captions) for record in found.records):,}",
         ", ".join(f"{split} {splits[split]:,}" for split in IMAGE_SPLITS if splits[split]),
     )
-    cropped, total = cropped_captions(found.records, open_tokenizer(cfg), cfg.text_length)
+    # a vocabulary of the dataset's own is made by a later step
+    vocabulary = cfg.vocab_file if Path(cfg.vocab_file).is_file() else None
+    tokenizer = CaptionTokenizer(vocabulary)
+    cropped, total = cropped_captions(found.records, tokenizer, cfg.text_length)
     logger.log(
         logging.WARNING if cropped else logging.INFO,
         "%s: %s",

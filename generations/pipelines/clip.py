@@ -26,17 +26,22 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT = 500  # pictures of the val split that R-precision is measured on
 LEAST_CAPTIONS = 100  # that R-precision needs
+AT_ONCE = 50  # pictures
 
 
 def is_small_clip(cfg: CfgNode) -> bool:
-    """Whether clip.model and clip.weights name the files that `prepare.py clip` writes."""
-    folder = Path(cfg.data_dir)
+    """Whether clip.model and clip.weights are files that `prepare.py clip` writes.
+
+    These are clip.json and clip.safetensors in data_dir, or in a folder within.
+    """
+    folder = Path(cfg.clip.model).parent
     ours = (str(folder / "clip.json"), str(folder / "clip.safetensors"))
-    return (cfg.clip.model, cfg.clip.weights) == ours
+    inside = Path(cfg.data_dir) in (folder, folder.parent)
+    return inside and (cfg.clip.model, cfg.clip.weights) == ours
 
 
 def train_small_clip(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
-    """Train on the train split, and write clip.json and clip.safetensors into data_dir.
+    """Train on the train split, and write clip.json and clip.safetensors.
 
     Returns:
         facts for the manifest: steps, seconds, and "r_precision" on the val split, where that has
@@ -48,22 +53,22 @@ def train_small_clip(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     if not is_small_clip(cfg):
         raise UserError(
             f"clip.model {cfg.clip.model!r}, clip.weights {cfg.clip.weights!r}: this CLIP is not "
-            "trained here; leave both empty to train a small one in data_dir"
+            "trained here; leave both empty to train a small one in data_dir, or name clip.json "
+            "and clip.safetensors in a folder of data_dir"
         )
     pairs = image_files(cfg)
     train = [pair for pair in pairs if pair[0].split == "train"]
-    settings = ClipTrainSettings(
-        cfg.clip.train_steps, cfg.clip.batch_size, cfg.clip.lr, prompt=cfg.clip.prompt
-    )
+    settings = _settings(cfg)
+    folder = Path(cfg.clip.model).parent
     started = time.monotonic()
-    with SummaryWriter(str(Path(cfg.data_dir) / "clip_logs")) as writer:
+    with SummaryWriter(str(folder / "clip_logs")) as writer:
 
         def log(step: int, scalars: Mapping[str, float]) -> None:
             for name, value in scalars.items():
                 writer.add_scalar(f"clip/{name}", value, step)
 
         clip = train_clip(
-            _images(train, cfg.features.image_size),
+            _images(train, _image_size(cfg)),
             [[clean_caption(text) for text in record.captions] for record, _ in train],
             settings,
             seed=cfg.seed,
@@ -78,8 +83,28 @@ def train_small_clip(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     if len(others) >= LEAST_CAPTIONS:
         facts["r_precision"] = _held_out_r_precision(clip, others, cfg)
         logger.info("CLIP: val R-precision %.3f", facts["r_precision"])
-    save_clip(clip, cfg.data_dir)
+    save_clip(clip, folder)
     return facts
+
+
+def _settings(cfg: CfgNode) -> ClipTrainSettings:
+    how = cfg.clip
+    return ClipTrainSettings(
+        *(how.train_steps, how.batch_size, how.lr),
+        prompt=how.prompt,
+        embed_dim=how.embed_dim,
+        image_width=how.image_width,
+        text_width=how.text_width,
+        text_layers=how.text_layers,
+        context_length=how.context_length,
+        backbone=how.backbone,
+        blocks=tuple(how.blocks),
+        dropout=how.dropout,
+    )
+
+
+def _image_size(cfg: CfgNode) -> int:
+    return cfg.clip.image_size or cfg.features.image_size
 
 
 def _images(pairs: Sequence[tuple[ImageRecord, Path]], size: int) -> np.ndarray:
@@ -91,8 +116,10 @@ def _images(pairs: Sequence[tuple[ImageRecord, Path]], size: int) -> np.ndarray:
 def _held_out_r_precision(
     clip: ClipModel, pairs: Sequence[tuple[ImageRecord, Path]], cfg: CfgNode
 ) -> float:
-    pixels = torch.from_numpy(_images(pairs, cfg.features.image_size)).permute(0, 3, 1, 2)
-    images = clip.encode_images(pixels.to(clip.mean.device) / 255)
+    pixels = torch.from_numpy(_images(pairs, _image_size(cfg))).permute(0, 3, 1, 2)
+    images = torch.cat(
+        [clip.encode_images(part.to(clip.mean.device) / 255) for part in pixels.split(AT_ONCE)]
+    )
     captions = [clean_caption(record.captions[0]) for record, _ in pairs]
     texts = clip.encode_text(captions, cfg.clip.prompt)
     return r_precision(images.cpu().numpy(), texts.cpu().numpy(), seed=cfg.seed).mean

@@ -24,7 +24,7 @@ from generations.pipelines.captioning import (
 )
 from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.extraction import remembered_extractor
-from generations.pipelines.painting import PaintingSettings
+from generations.pipelines.painting import PaintingSettings, painting_settings
 from generations.pipelines.painting_steps import trace_painting
 from generations.rewards import clip_score
 from generations.runtime import Runtime, derive_seed
@@ -95,6 +95,7 @@ class Demo:
         self._cfg = cfg
         self._here = here
         self._model, start = assembly.load_trained_model(cfg, here)
+        assembly.warn_of_guidance(cfg, start)
         self.source = Path(start.path)
         self._generator = assembly.load_image_generator(cfg, here)
         self._tokenizer = assembly.open_tokenizer(cfg)
@@ -102,15 +103,7 @@ class Demo:
         self._extractor = remembered_extractor(cfg, folder, here.device)
         self._clip = _load_clip(cfg, here)
         self.ranks = self._clip is not None
-        self.painting = PaintingSettings(
-            text_length=cfg.text_length,
-            steps=cfg.painting.steps,
-            seed=cfg.seed,
-            schedule=cfg.painting.schedule,
-            temperature=cfg.painting.temperature,
-            num_samples=cfg.num_samples,
-            prompt=cfg.clip.prompt,
-        )
+        self.painting = painting_settings(cfg)
         self.captioning = CaptioningSettings(
             cfg.text_length, bool(cfg.collapse_repeats), seed=cfg.seed, **dict(cfg.decoding)
         )

@@ -40,6 +40,7 @@ LEFT_OUT = (
     *("max_skipped_updates", "cpu_bf16", "tf32", "compile", "channels_last", "prefetch_factor"),
     *("deterministic", "parallel", "global_batch", "hang_timeout"),
     *("keep_last", "keep_best", "visual_mask_per_sample", "label_smoothing"),
+    *("captions_per_image", "ema", "use_ema"),
     *("label_smoothing_classes", "decoding", "painting", "num_samples", "rerank"),
 )
 GENERATOR_SIZES = ("image_size", "channels", "bottleneck_channels", "style_channels", "noise")

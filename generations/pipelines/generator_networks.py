@@ -11,14 +11,14 @@ from torchvision.models import ResNet50_Weights
 from yacs.config import CfgNode
 
 from generations.checkpoint import read_tensors
-from generations.errors import UserError
-from generations.features.extractors.efficientnet_lite0 import (
+from generations.efficientnet import (
     MEAN,
     STD,
     LiteNetwork,
     load_lite,
     package_weights,
 )
+from generations.errors import UserError
 from generations.image_generator import ImageGenerator, PictureData, codebook_grid
 from generations.image_generator.perceptual import StageFeatures, resnet50_features
 from generations.metrics.fid import FeatureStatistics, frechet_distance

@@ -1,21 +1,16 @@
 """data_dir/manifest.json: what preparation made, and how."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import faiss
-import h5py
-import numpy as np
-import PIL
-import tokenizers
-import torch
 from yacs.config import CfgNode
 
 from generations.errors import UserError
 from generations.files import read_json, write_json
 
 MANIFEST = "manifest.json"
-_LIBRARIES = (faiss, h5py, np, PIL, tokenizers, torch)
+_LIBRARIES = ("faiss", "h5py", "numpy", "PIL", "tokenizers", "torch")
 
 
 def note(cfg: CfgNode, step: str, **facts: Any) -> None:
@@ -29,10 +24,21 @@ def note(cfg: CfgNode, step: str, **facts: Any) -> None:
     Raises:
         UserError: the file there is not a manifest.
     """
+    manifest = read_manifest(cfg)
+    used = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
+    manifest["libraries"] = manifest.get("libraries", {}) | used
+    manifest[step] = facts
+    write_json(Path(cfg.data_dir) / MANIFEST, manifest)
+
+
+def read_manifest(cfg: CfgNode) -> dict[str, Any]:
+    """{step: facts} of what was made; empty where nothing was.
+
+    Raises:
+        UserError: the file there is not a manifest.
+    """
     path = Path(cfg.data_dir) / MANIFEST
     manifest = read_json(path, "manifest") if path.exists() else {}
     if not isinstance(manifest, dict):
         raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
-    manifest["libraries"] = {module.__name__: module.__version__ for module in _LIBRARIES}
-    manifest[step] = facts
-    write_json(path, manifest)
+    return manifest

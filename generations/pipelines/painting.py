@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from generations.clip import PROMPT, ClipModel
 from generations.datasets import CaptionTokenizer
-from generations.decoding import draw_uniforms, image_tokens
+from generations.decoding import Guidance, Order, draw_uniforms, image_tokens
 from generations.files import write_json
 from generations.modeling import UnifiedTransformer
 from generations.pipelines.picture_files import PictureWriter, picture_name
@@ -42,6 +43,10 @@ class PaintingSettings:
         temperature: of drawn tokens; 0: greedy; -1: 0 for one sample, 1 for several.
         num_samples: pictures a caption; of several, the first is the greedy one.
         prompt: what stands before a caption that CLIP compares pictures with.
+        order: confidence, halton or random: which cells are settled first.
+        order_noise: of the confidence (see `Order`).
+        guidance: classifier-free guidance scale; 0: none.
+        guidance_schedule: constant or growing.
     """
 
     text_length: int = 17
@@ -52,11 +57,28 @@ class PaintingSettings:
     temperature: float = -1.0
     num_samples: int = 1
     prompt: str = PROMPT
+    order: str = "confidence"
+    order_noise: float = 0.0
+    guidance: float = 0.0
+    guidance_schedule: str = "constant"
 
     @property
     def heat(self) -> float:
         """The temperature of drawn tokens, what -1 stands for worked out."""
         return self.temperature if self.temperature >= 0 else float(self.num_samples > 1)
+
+
+def painting_settings(cfg: CfgNode) -> PaintingSettings:
+    """How the configuration wants pictures to be painted."""
+    how = {key: value for key, value in cfg.painting.items() if key != "keep_steps"}
+    return PaintingSettings(
+        text_length=cfg.text_length,
+        batch_size=cfg.samples_per_gpu,
+        seed=cfg.seed,
+        num_samples=cfg.num_samples,
+        prompt=cfg.clip.prompt,
+        **how,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,19 +145,54 @@ def paint_samples(
     Returns:
         The samples; of several, the greedy picture first.
     """
-    steps, schedule, drawn = settings.steps, settings.schedule, settings.num_samples
-    parts: list[Tensor] = []  # (B, S, N), S adding up to num_samples
-    if drawn > 1 or not settings.heat:
-        parts.append(image_tokens(model, text_ids, steps, schedule)[:, None])
-        drawn -= 1
-    if drawn:
-        uniforms = draw_uniforms(seeds, drawn, steps, model.size.grid_size**2)
-        ids = image_tokens(model, text_ids, steps, schedule, settings.heat, uniforms)
-        parts.append(ids.unflatten(0, (len(text_ids), drawn)))
-    cluster_ids = torch.cat(parts, 1)
+    parts = [
+        image_tokens(model, text_ids, **how).unflatten(0, (len(text_ids), count))
+        for count, how in painting_jobs(settings, seeds, model.size.grid_size**2)
+    ]
+    cluster_ids = torch.cat(parts, 1)  # (B, S, N)
     features = model.cluster_codebook(cluster_ids.flatten(0, 1))
     pixels = decode_pixels(generator, features, noise_seed).unflatten(0, cluster_ids.shape[:2])
     return Samples(pixels.cpu(), cluster_ids.cpu())
+
+
+def painting_jobs(
+    settings: PaintingSettings, seeds: Sequence[int], cells: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """The pictures of each caption, as calls of `image_tokens`: the greedy one, and the drawn.
+
+    Args:
+        settings: how to paint.
+        seeds: of each caption.
+        cells: N.
+
+    Returns:
+        how many pictures of each caption, and the keyword arguments. The numbers of pictures add
+        up to num_samples.
+    """
+    greedy = int(settings.num_samples > 1 or not settings.heat)
+    counts = [(greedy, 0.0), (settings.num_samples - greedy, settings.heat)]
+    by_turns = settings.order == "random"
+    numbers = None
+    if by_turns or settings.order_noise:
+        rows = 1 if by_turns else settings.steps
+        apart = [derive_seed(seed, 1) for seed in seeds]  # not the numbers of the tokens
+        numbers = draw_uniforms(apart, settings.num_samples, rows, cells)
+    jobs: list[tuple[int, dict[str, Any]]] = []
+    first = 0
+    for count, heat in counts:
+        own = None if numbers is None else numbers[:, first : first + count]
+        first += count
+        how: dict[str, Any] = {
+            "steps": settings.steps,
+            "schedule": settings.schedule,
+            "temperature": heat,
+            "uniforms": draw_uniforms(seeds, count, settings.steps, cells) if heat else None,
+            "order": Order(settings.order, settings.order_noise, own),
+            "guidance": Guidance(settings.guidance, settings.guidance_schedule),
+        }
+        if count:
+            jobs.append((count, how))
+    return jobs
 
 
 @torch.no_grad()

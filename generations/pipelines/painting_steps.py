@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from generations.datasets import CaptionTokenizer
-from generations.decoding import draw_uniforms, painting_steps
+from generations.decoding import painting_steps
 from generations.files import write_json
 from generations.modeling import UnifiedTransformer
 from generations.pipelines.painting import (
     PaintingRequest,
     PaintingSettings,
     decode_pixels,
+    painting_jobs,
 )
 from generations.pipelines.picture_files import save_png
 from generations.runtime import Runtime, derive_seed
@@ -55,22 +56,10 @@ def trace_painting(
         seeds: B, what the tokens of each caption's pictures are drawn from.
         noise_seed: of the image generator's noise, if that is on.
     """
-    steps, schedule, drawn = settings.steps, settings.schedule, settings.num_samples
     ids: list[Tensor] = []  # (B, S, R, N), S adding up to num_samples
     again: list[Tensor] = []
-    jobs: list[tuple[int, float, Tensor | None]] = []  # pictures, temperature, uniforms
-    if drawn > 1 or not settings.heat:
-        jobs.append((1, 0.0, None))
-        drawn -= 1
-    if drawn:
-        uniforms = draw_uniforms(seeds, drawn, steps, model.size.grid_size**2)
-        jobs.append((drawn, settings.heat, uniforms))
-    for count, heat, numbers in jobs:
-        made = list(
-            painting_steps(
-                model, text_ids, steps, schedule=schedule, temperature=heat, uniforms=numbers
-            )
-        )
+    for count, how in painting_jobs(settings, seeds, model.size.grid_size**2):
+        made = list(painting_steps(model, text_ids, **how))
         shape = (len(text_ids), count)
         ids.append(torch.stack([step.cluster_ids for step in made], 1).unflatten(0, shape))
         # what a step writes was masked again after the step before it

@@ -34,6 +34,7 @@ from generations.pipelines.image_statistics import (
 )
 from generations.pipelines.pictures import (
     PaintedPicture,
+    how_painted,
     list_images,
     read_painted_folder,
     read_pictures,
@@ -98,7 +99,7 @@ def evaluate_pictures(
     check_count(protocol_name, len(pictures))
     by_reals = bool(cfg.eval_fid or cfg.eval_prc)
     reals = real_files(cfg) if by_reals else []
-    hard = _hard_sets(cfg, pictures) if cfg.eval_rprec_hard else {}
+    hard = hard_captions(cfg, pictures) if cfg.eval_rprec_hard else {}
     clip = _Clip(cfg, here)
     network = open_network(cfg, here.device, clip) if by_reals or cfg.eval_is else None
     captions = [picture.caption for picture in pictures]
@@ -137,6 +138,7 @@ def evaluate_pictures(
         protocol.append(f"{network.label} features")
         figures |= _feature_figures(cfg, network, features, reals, here, details)
     details["images_listed"] = len(files)
+    details["painting"] = how_painted(folder)
     details["versions"] = {name: metadata.version(name) for name in LIBRARIES}
     return PictureFigures(figures, {"protocol": "; ".join(protocol), **details}, per_item)
 
@@ -163,7 +165,7 @@ def _sampling(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "items"}
 
 
-def _hard_sets(cfg: CfgNode, pictures: list[PaintedPicture]) -> dict[str, dict[int, list[str]]]:
+def hard_captions(cfg: CfgNode, pictures: list[PaintedPicture]) -> dict[str, dict[int, list[str]]]:
     """From files if they are given, else built from the captions of dataset_coco."""
     captions = [picture.caption for picture in pictures]
     if cfg.rprec_hard_samples_dir:

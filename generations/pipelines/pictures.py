@@ -68,6 +68,13 @@ def read_painted_folder(folder: Path) -> list[PaintedPicture]:
     return pictures
 
 
+def how_painted(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest.json says of all its pictures; {} without one."""
+    path = folder / "manifest.json"
+    content = read_json(path, "manifest") if path.exists() else {}
+    return {key: value for key, value in content.items() if key != "items"}
+
+
 def _entry(item: Any) -> tuple[str, str, int | None]:
     entry = item if isinstance(item, dict) else {}
     file, caption, image_id = (entry.get(key) for key in ("file", "caption", "image_id"))

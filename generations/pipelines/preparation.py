@@ -16,8 +16,11 @@ from yacs.config import CfgNode
 from generations.datasets import (
     FeatureStore,
     FeatureWriter,
+    occurring_pieces,
     open_feature_store,
     open_feature_writer,
+    read_karpathy,
+    select_splits,
     write_array_pickle,
 )
 from generations.errors import UserError
@@ -28,16 +31,45 @@ from generations.features import (
     load_images,
     sample_cells,
 )
-from generations.files import atomic_path
+from generations.files import atomic_path, write_text
 from generations.pipelines.clip import train_small_clip
 from generations.pipelines.extraction import configured_extractor
 from generations.pipelines.generator import train_image_generator
-from generations.pipelines.manifest import note
+from generations.pipelines.manifest import note, read_manifest
 from generations.pipelines.sources import image_files
 from generations.progress import progress_bar
 from generations.runtime import Runtime, wait_for_all
 
 logger = logging.getLogger(__name__)
+
+
+# --- vocabulary ----------------------------------------------------------------------------------
+
+
+def makes_vocabulary(cfg: CfgNode) -> bool:
+    """Whether vocab_file is a file in data_dir that the step makes, or has made."""
+    path = Path(cfg.vocab_file)
+    if not cfg.vocab_file or path.parent != Path(cfg.data_dir):
+        return False
+    return not path.exists() or "vocabulary" in read_manifest(cfg)
+
+
+def prepare_vocabulary(cfg: CfgNode, here: Runtime) -> None:
+    """Write into vocab_file the pieces of BERT's vocabulary that the train captions have.
+
+    Raises:
+        UserError: vocab_file is not in data_dir, or was not made by this step.
+    """
+    if not makes_vocabulary(cfg):
+        raise UserError(
+            f"vocab_file {cfg.vocab_file!r}: name a new file in data_dir, such as vocab_file "
+            f"{Path(cfg.data_dir) / 'vocab.txt'}; a vocabulary from elsewhere is not written over"
+        )
+    records = select_splits(read_karpathy(cfg.dataset_coco), "train")
+    pieces = occurring_pieces(text for record in records for text in record.captions)
+    write_text(cfg.vocab_file, "\n".join(pieces) + "\n")
+    note(cfg, "vocabulary", pieces=len(pieces))
+    logger.info("vocabulary: %s; set model.vocab_size %d", cfg.vocab_file, len(pieces))
 
 
 # --- features ------------------------------------------------------------------------------------

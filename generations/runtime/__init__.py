@@ -11,11 +11,13 @@ from generations.runtime.base import (
     start,
     wait_for_all,
 )
+from generations.runtime.late import Later
 from generations.runtime.machine import warn_of_little_shared_memory
 from generations.runtime.parallel import (
     clip_gradients,
     data_parallel,
     distribute_moments,
+    shard_like,
     whole,
     whole_weights,
     without_sync,
@@ -23,6 +25,7 @@ from generations.runtime.parallel import (
 from generations.runtime.watch import Watch, ignore_stop_signals
 
 __all__ = [
+    "Later",
     "Precision",
     "Runtime",
     "Watch",
@@ -35,6 +38,7 @@ __all__ = [
     "ignore_stop_signals",
     "mean_over_ranks",
     "seed_everything",
+    "shard_like",
     "start",
     "wait_for_all",
     "warn_of_little_shared_memory",

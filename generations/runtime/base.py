@@ -121,12 +121,12 @@ def start(
     if deterministic:
         # read when CUDA starts; without it cuBLAS may add in any order
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # else it imports inductor
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if distribute else 1
-    chosen = choose_device(
-        device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     precision = precision or Precision()

@@ -1,7 +1,9 @@
-"""Memory of the process."""
+"""Memory of the process, and of the device."""
 
 import ctypes
 import sys
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _LARGEST = 2**30  # bytes of one array that is kept
@@ -24,3 +26,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(set_option(_MMAP_THRESHOLD, _LARGEST) and set_option(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a GPU; None: not a GPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    # what PyTorch has taken and does not use
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

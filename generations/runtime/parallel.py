@@ -1,20 +1,28 @@
 """One model on several processes: DDP, or FSDP2, which shards what DDP repeats."""
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from generations.errors import UserError
+from generations.libraries import library
 from generations.runtime.base import Runtime
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+# they take a second to import, and one process does without
+device_mesh = library("torch.distributed.device_mesh")
+fsdp = library("torch.distributed.fsdp")
+tensor = library("torch.distributed.tensor")
 
 
 def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> nn.Module:
@@ -38,9 +46,9 @@ def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> n
                 "parallel fsdp does not scale losses, and this GPU has no bfloat16: set fp16 0, or "
                 "parallel ddp"
             )
-        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        mesh = device_mesh.init_device_mesh(runtime.device.type, (runtime.world_size,))
         fields = _FieldsOf(module)
-        fully_shard(fields, mesh=mesh)  # in place
+        fsdp.fully_shard(fields, mesh=mesh)  # in place
         return _Fields(fields)
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
     # which parameters a task uses differs from iteration to iteration
@@ -79,10 +87,13 @@ class _Fields(nn.Module):
         return self.sharded.kind(**fields)
 
 
-def _sharded(module: nn.Module) -> FSDPModule | None:
-    if isinstance(module, _Fields) and isinstance(module.sharded, FSDPModule):
-        return module.sharded
-    return None
+def _sharded(module: nn.Module) -> "FSDPModule | None":
+    return cast("FSDPModule", module.sharded) if isinstance(module, _Fields) else None
+
+
+def _is_shard(value: Any) -> "TypeGuard[DTensor]":
+    # while nothing is sharded, the module need not be imported to know
+    return "torch.distributed.tensor" in sys.modules and isinstance(value, tensor.DTensor)
 
 
 def without_sync(module: nn.Module, skip: bool) -> AbstractContextManager[None]:
@@ -116,7 +127,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(with_gradient, limit or torch.inf)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if _is_shard(norm) else norm
 
 
 def whole(value: Any, keep: bool = True) -> Any:
@@ -126,7 +137,7 @@ def whole(value: Any, keep: bool = True) -> Any:
         value: a state_dict, or what is in one.
         keep: what is gathered is wanted here, on the CPU; else there is an empty tensor.
     """
-    if isinstance(value, DTensor):
+    if _is_shard(value):
         gathered = value.full_tensor()
         return gathered.cpu() if keep else gathered.new_empty(0)
     if isinstance(value, dict):
@@ -139,10 +150,14 @@ def whole(value: Any, keep: bool = True) -> Any:
 def distribute_moments(optimizer: Optimizer) -> None:
     """Shard moments that were loaded as whole tensors as the parameters are."""
     for parameter, moments in optimizer.state.items():
-        if not isinstance(parameter, DTensor):
-            continue
         for name, value in moments.items():
-            if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
-                moments[name] = distribute_tensor(
-                    value, parameter.device_mesh, parameter.placements, src_data_rank=None
-                )
+            if isinstance(value, Tensor) and value.ndim:
+                moments[name] = shard_like(value, parameter)
+
+
+def shard_like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, sharded as another one is; or as it was."""
+    if not _is_shard(other) or _is_shard(value):
+        return value
+    mesh, placements = other.device_mesh, other.placements
+    return tensor.distribute_tensor(value, mesh, placements, src_data_rank=None)

@@ -76,6 +76,8 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def payload_of(state: TrainingState, keep: bool = True) -> dict[str, Any]:
     """What a checkpoint holds, as whole tensors; all processes call it together.
 
+    Averaged weights are called "ema": {name: tensor}.
+
     Args:
         state: of the run.
         keep: gathered tensors are wanted on this process.
@@ -83,7 +85,9 @@ def payload_of(state: TrainingState, keep: bool = True) -> dict[str, Any]:
     Random states need no saving: every iteration derives its own from the seed, and the seed is
     there.
     """
+    average = state.average.tensors if state.average else None
     return {
+        **({"ema": whole(average, keep)} if average else {}),
         "model": whole(state.model.state_dict(), keep),
         "optimizer": whole(state.optimizer.state_dict(), keep),
         "scheduler": state.scheduler.state_dict(),
@@ -318,6 +322,11 @@ def restore(saved: TrainingCheckpoint, state: TrainingState, path: Path) -> None
     load_optimizer_state(state.optimizer, saved.optimizer, state.model, str(path))
     distribute_moments(state.optimizer)
     extra = saved.extra
+    if state.average is not None:
+        if extra.get("ema"):
+            state.average.load(extra["ema"], str(path))
+        else:
+            logger.info("%s has no averaged weights: they begin with its weights", path)
     try:
         state.scheduler.load_state_dict(saved.scheduler)
         if extra.get("scaler"):

@@ -3,13 +3,14 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from generations.batch import Batch
 from generations.errors import UserError
-from generations.runtime import Runtime, gather_lists
+from generations.runtime import Later, Runtime, gather_lists
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +18,10 @@ NAMED = 64  # images of bad batches that a message names
 
 
 class GradientGuard:
-    """Keeps gradients that are not finite away from the weights.
+    """Counts updates that were skipped because their gradients are not finite, and tells of them.
 
-    Such an update is skipped and counted; too many in a row end the run. The norm is that of the
-    averaged gradients, so all processes decide alike.
+    Too many in a row end the run. The norm is that of the averaged gradients, so all processes
+    decide alike. What a GPU found is looked at one update later, so that nobody waits for it.
 
     Args:
         limit: skipped updates in a row that end the run.
@@ -29,7 +30,7 @@ class GradientGuard:
         in_a_row: and of those the last ones without a good one between.
 
     Attributes:
-        skipped: updates skipped in all.
+        skipped: updates skipped in all, of those looked at.
         in_a_row: since the last good one.
     """
 
@@ -38,30 +39,49 @@ class GradientGuard:
         self.in_a_row = in_a_row
         self._limit = limit
         self._runtime = runtime
-        self._seen: list[tuple[Batch, Tensor]] = []
+        self._seen: list[_Seen] = []
+        self._open: _Update | None = None
 
     def saw(self, batch: Batch, loss: Tensor) -> None:
         """Remember a batch whose gradient is on its way into the next update."""
-        self._seen.append((batch, loss.detach()))
+        self._seen.append((batch.image_ids, loss.detach()))
 
-    def forget(self) -> None:
-        """The update is done."""
-        self._seen = []
+    def updated(self, iteration: int, task: str, finite: Tensor) -> None:
+        """Take note of an update; all processes call it together.
 
-    def accepts(self, norm: Tensor) -> bool:
-        """Whether the weights may be updated with gradients of this norm."""
-        fine = bool(torch.isfinite(norm))
-        self.in_a_row = 0 if fine else self.in_a_row + 1
-        self.skipped += not fine
-        return fine
-
-    def report(self, iteration: int, task: str) -> None:
-        """Warn of a skipped update; all processes call it together.
+        Args:
+            iteration: of the update.
+            task: of the iteration.
+            finite: bool scalar, whether it was made.
 
         Raises:
-            UserError: it was one too many.
+            UserError: too many were skipped.
         """
-        what = f"iteration {iteration}, {task}: the gradient is not finite ({self._suspects()})"
+        update = _Update(iteration, task, Later(finite), self._seen)
+        self._seen = []
+        if finite.is_cuda:
+            update, self._open = self._open, update
+        if update is not None:
+            self._look_at(update)
+
+    def settle(self) -> None:
+        """Look at the last update now.
+
+        Raises:
+            UserError: too many were skipped.
+        """
+        update, self._open = self._open, None
+        if update is not None:
+            self._look_at(update)
+
+    def _look_at(self, update: "_Update") -> None:
+        if update.finite.get():
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.skipped += 1
+        what = f"iteration {update.iteration}, {update.task}: the gradient is not finite"
+        what += f" ({self._suspects(update.seen)})"
         if self.in_a_row >= self._limit:
             raise UserError(
                 f"{what}, the {self.in_a_row}. time in a row; these updates were skipped and the "
@@ -70,14 +90,24 @@ class GradientGuard:
         if self._runtime.is_main:
             logger.warning("%s; the update is skipped (%d so far)", what, self.skipped)
 
-    def _suspects(self) -> str:
+    def _suspects(self, seen: "list[_Seen]") -> str:
         """The images of all processes whose loss is not finite; if it was all finite, of all."""
-        own = [batch.image_ids for batch, loss in self._seen if not bool(torch.isfinite(loss))]
+        own = [names for names, loss in seen if not bool(torch.isfinite(loss))]
         ids = gather_lists([name for names in own for name in names], self._runtime)
         if not ids:
-            seen = [name for batch, _ in self._seen for name in batch.image_ids]
-            ids = gather_lists(seen, self._runtime)
+            ids = gather_lists([name for names, _ in seen for name in names], self._runtime)
         return f"images {', '.join(ids[:NAMED])}{', ...' if len(ids) > NAMED else ''}"
+
+
+_Seen = tuple[list[str], Tensor]  # the images of a batch, and its loss
+
+
+@dataclass(frozen=True)
+class _Update:
+    iteration: int
+    task: str
+    finite: Later
+    seen: list[_Seen]
 
 
 class PolicyWatch:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +16,14 @@ from generations.objectives import StepOutput, TaskContext
 from generations.runtime import (
     Runtime,
     Watch,
-    clip_gradients,
     generator,
     seed_everything,
     without_sync,
 )
+from generations.training.average import AveragedWeights
 from generations.training.guards import GradientGuard, PolicyWatch
 from generations.training.monitor import Monitor
-from generations.training.optim import fill_absent_gradients
+from generations.training.update import apply_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class TrainingState:
         skipped: updates skipped in all, and in a row up to now.
         best: the best score of a test, and its iteration.
         tested: the iteration of the last test.
+        average: the averaged weights, if there are any.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class TrainingState:
     skipped: tuple[int, int] = (0, 0)
     best: tuple[float, int] | None = None
     tested: int = 0
+    average: AveragedWeights | None = None
 
 
 def train(
@@ -142,21 +145,18 @@ def train(
         figures["learning_rate"] = torch.full((), rate, device=runtime.device)
         state.iteration = iteration
         state.samples += len(batch) * runtime.world_size
+        finite = None
         if updates:
-            norm, updated = _update(state, settings.grad_clip, guard)
-            figures["gradient_norm"] = norm
+            figures["gradient_norm"], finite = _update(state, settings.grad_clip)
             if state.scaler.is_enabled():
                 scale = state.scaler.get_scale()
                 figures["loss_scale"] = torch.tensor(scale, device=runtime.device)
-            if not updated:
-                figures = {}  # they would hide those of the other iterations
-                _report(guard, iteration, task, lambda: save(state, True))
-            guard.forget()
-            if guard.skipped:
-                count = float(guard.skipped)
-                figures["skipped_updates"] = torch.tensor(count, device=runtime.device)
+            with _counting(guard, state, save):
+                guard.updated(iteration, task, finite)
         after_iteration()
-        means = monitor.record(iteration, len(batch) * runtime.world_size, figures)
+        samples = len(batch) * runtime.world_size
+        # figures of a skipped update would hide those of the other iterations
+        means = monitor.record(iteration, samples, figures, finite, guard.skipped)
         for trouble in troubles(means):
             logger.warning("iteration %d: %s; the state is saved", iteration, trouble)
             due = True
@@ -165,6 +165,8 @@ def train(
         stopping = stopping or watch.stop_requested()
         if last or (updates and (due or stopping)):
             watch.beat(iteration, "saving")
+            with _counting(guard, state, save):
+                guard.settle()
             save(state, last or bool(stopping))
             due = False
         if updates and stopping and not last:
@@ -177,6 +179,8 @@ def train(
         if test_due and (last or updates):
             test_due = False
             watch.beat(iteration, "testing")
+            with _counting(guard, state, save):
+                guard.settle()
             try:
                 test(iteration)
             except StopRequested:
@@ -195,29 +199,26 @@ def _test_was_cut(state: TrainingState, settings: LoopSettings) -> bool:
     return last or state.iteration // every > state.tested // every
 
 
-def _report(guard: GradientGuard, iteration: int, task: str, save: Callable[[], None]) -> None:
-    """Warn of a skipped update; when the run ends with it, save first."""
+@contextmanager
+def _counting(
+    guard: GradientGuard, state: TrainingState, save: Callable[[TrainingState, bool], None]
+) -> Iterator[None]:
+    """Context in which the guard looks at updates; when the run ends with one, save first."""
     try:
-        guard.report(iteration, task)
+        yield
     except UserError:
-        save()
+        state.skipped = (guard.skipped, guard.in_a_row)
+        save(state, True)
         raise
-
-
-def _update(state: TrainingState, grad_clip: float, guard: GradientGuard) -> tuple[Tensor, bool]:
-    """One optimiser and scheduler step.
-
-    Returns:
-        the gradient norm before clipping, and whether the weights were updated.
-    """
-    fill_absent_gradients(state.model, state.joined)
-    state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(state.model.parameters(), grad_clip)
-    updated = guard.accepts(norm)
     state.skipped = (guard.skipped, guard.in_a_row)
-    if updated:
-        state.scaler.step(state.optimizer)
-    state.scaler.update()  # it learns from a skipped one as well
-    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _update(state: TrainingState, grad_clip: float) -> tuple[Tensor, Tensor]:
+    """One optimiser and scheduler step; what `apply_gradients` returns."""
+    norm, updated = apply_gradients(
+        state.model, state.optimizer, state.joined, grad_clip, state.scaler
+    )
     state.scheduler.step()
+    if state.average is not None:
+        state.average.update(state.scheduler.last_epoch, updated)
     return norm, updated

@@ -73,13 +73,19 @@ def fill_absent_gradients(model: nn.Module, joined: set[str]) -> None:
         model: after the backward pass.
         joined: names of parameters that had a gradient before; kept by the caller, updated here.
     """
+    zeros: Tensor | None = None  # all of them are views of it, as nobody changes zeros
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.startswith(_NEVER_READ):
             continue
         if parameter.grad is not None:
             joined.add(name)
         elif name in joined or name != "mask_feat":
-            parameter.grad = torch.zeros_like(parameter)
+            if type(parameter) is not nn.Parameter:  # FSDP's
+                parameter.grad = torch.zeros_like(parameter)
+                continue
+            if zeros is None:
+                zeros = parameter.new_zeros(max(map(torch.numel, model.parameters())))
+            parameter.grad = zeros[: parameter.numel()].view_as(parameter)
 
 
 _NEVER_READ = ("pooler.", "classifier.seq_relationship.")

@@ -15,7 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from tiny import export_tiny
 
-from generations import demo, report, runtime
+from generations import report, runtime
+from generations.commands import demo
 from generations.config import load_config
 from generations.pipelines.demo import Demo
 

@@ -23,7 +23,7 @@ sys.path.insert(0, {root!r})
 from generations import cli, prepare
 from generations.datasets import feature_writers
 from generations.features import build_extractor
-from generations.features.extractors import Patches
+from generations.features.extractors.patches import Patches
 from generations.image_generator.trainer import GeneratorTrainer
 
 def slowly(function):

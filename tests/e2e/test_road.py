@@ -83,8 +83,9 @@ def test_raw_images_are_captioned(world, trained, tmp_path):
         ("use_mix_feature", "0", "use_grid_cluster", "0"),
         ("use_mix_feature", "0", "use_grid_feat", "0"),
         ("xlxmert_zeroshot", "1"),
+        ("captioning", "causal", "captions_per_image", "3", "decoding.method", "beam"),
     ],
-    ids=["dense", "discrete", "zeroshot"],
+    ids=["dense", "discrete", "zeroshot", "causal"],
 )
 def test_ablations_train_caption_and_paint(world, tmp_path, flags):
     common = (*SMALL(world, tmp_path), "exp_id", "b", "test_interval", "0", *flags)

@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 
 from generations.clip import PROMPT, ClipTrainSettings, load_clip, loading, save_clip, train_clip
 from generations.clip.model import SmallTokenizer, used_tokens
+from generations.efficientnet import PACKAGE, LiteNetwork, load_lite, package_weights
 from generations.errors import UserError
 from generations.rewards.clip_score import clip_score
 
@@ -29,6 +31,13 @@ VIT = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
 CAPTIONS = ["a red ball on the beach", "two small blue cats."]
+
+
+def installed() -> bool:
+    try:
+        return bool(metadata.version(PACKAGE))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def make_network(seed: int = 0, **changes) -> nn.Module:
@@ -309,7 +318,7 @@ def small_vit_b32(monkeypatch):
 @pytest.mark.parametrize("tag,quick", [("openai", True), ("laion2b_s34b_b79k", False)])
 def test_a_tag_brings_its_activation_function(files, monkeypatch, small_vit_b32, tag, quick):
     # open_clip itself builds GELU for "ViT-B-32" whatever the tag, and only warns
-    monkeypatch.setattr(loading, "download_pretrained", lambda config: files[1])
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda config: files[1])
     pixels = random_pixels(1, 3, 32, 32)
     clip = load_clip("ViT-B-32", tag)
     network = make_network(quick_gelu=quick)
@@ -377,7 +386,7 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(monkeypatch
     def offline(config):
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(loading, "download_pretrained", offline)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", offline)
     with pytest.raises(UserError) as e:
         load_clip("ViT-B-32", "openai")
     message = str(e.value)
@@ -478,6 +487,7 @@ def to_batch(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
 
+@pytest.mark.slow
 def test_a_small_clip_learns_to_find_captions(trained):
     clip, logs = trained
     images, captions, kinds = color_world(200, seed=1)
@@ -554,3 +564,41 @@ def test_diverged_training_stops():
     images, captions, _ = color_world(32, seed=0)
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step .*; lower clip.lr"):
         train_clip(images, captions, replace(TINY, lr=1e30), seed=0)
+
+
+# --- a backbone ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not installed(), reason="the package of weights is not installed")
+def test_a_backbone_sees_and_its_head_learns(tmp_path):
+    images, captions, kinds = color_world(300, seed=0)
+    captions = [own[:1] for own in captions]
+    images = images.repeat(2, axis=1).repeat(2, axis=2)
+    how = replace(TINY, backbone="efficientnet-lite0", blocks=(0, 15), image_width=32, lr=1e-2)
+    clip = train_clip(images[:250], captions[:250], how, seed=0)
+    again = load_clip(*map(str, save_clip(clip, tmp_path)))
+    pixels = to_batch(images[250:]).requires_grad_()
+    features = again.encode_images(pixels)
+    assert torch.equal(features, clip.encode_images(pixels))
+    texts = again.encode_text([own[0] for own in captions[250:]], PROMPT)
+    features.sum().backward()
+    assert pixels.grad.abs().amax((1, 2, 3)).min() > 0
+    unordered = np.array([sorted(divmod(kind, len(COLORS))) for kind in kinds[250:]])
+    best = (features @ texts.T).argmax(dim=1)  # pictures are mirrored: sides are not learned
+    assert (unordered[best] == unordered).all(axis=1).mean() > 0.6  # of 10 kinds
+    assert (tmp_path / "clip.safetensors").stat().st_size < 300_000  # without the backbone
+    network = LiteNetwork()
+    load_lite(network, package_weights())
+    own = again.network.visual.backbone[-1].state_dict()
+    assert all(torch.equal(own[k], v) for k, v in network.blocks[15].state_dict().items())
+
+
+def test_a_backbone_that_is_not_there_is_refused():
+    images, captions, _ = color_world(32, seed=0)
+    for change, message in (
+        ({"backbone": "resnet"}, "clip.backbone 'resnet' is not efficientnet-lite0"),
+        ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: give some of"),
+        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: give some of 0 to 15"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_clip(images, captions, replace(TINY, **change), seed=0)

@@ -4,11 +4,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from yacs.config import CfgNode
 
-from generations.config import TASKS, default_config, load_config
+from generations.config import (
+    TASKS,
+    checkout_root,
+    default_config,
+    documented_keys,
+    known_keys,
+    load_config,
+)
 from generations.errors import UserError
 
 
@@ -105,6 +113,14 @@ def test_the_defaults_are_the_published_setting():
     assert (cfg.grid_cluster_num, cfg.grid_feat_dim, cfg.text_length) == (10000, 2048, 17)
 
 
+def test_every_key_is_documented_once():
+    keys = [key for group in documented_keys().values() for key in group]
+    assert sorted(key.name for key in keys) == sorted(known_keys())
+    assert not [key.name for key in keys if not key.description]
+    lr = next(key for key in keys if key.name == "solver.lr")
+    assert (lr.default, lr.description) == (5e-5, "learning rate")
+
+
 # the original's command lines, as its README has them
 ORIGINAL = {
     "inference": """use_mix_feature 1 use_grid_cluster 1 use_grid_feat 1 test_num 50 text_length 17
@@ -160,3 +176,23 @@ def test_the_originals_paths_are_meant_from_where_they_are_typed(tmp_path, monke
     path = Path(typed(ORIGINAL["stage 2"], tmp_path).model_path)
     wanted = "models/generate-it/output/it_generator_stage1/model_0200000.pth"
     assert path.resolve() == (tmp_path / "../.." / wanted).resolve()
+
+
+PRESETS = sorted((checkout_root() / "configs/painting").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_painting_presets_set_all_of_the_painting_and_nothing_else(preset):
+    mini = checkout_root() / "configs/mini/stage1.yaml"
+    plain, cfg = load_config([mini]), load_config([mini, preset])
+    painting = {"painting", "num_samples", "rerank"}
+    assert all(cfg[key] == plain[key] for key in plain if key not in painting)
+    assert (cfg.painting == plain.painting) == (preset.stem == "paper")
+    said = yaml.safe_load(preset.read_text())
+    assert {"num_samples", "rerank"} <= set(said)
+    assert set(said["painting"]) == set(plain.painting) - {"keep_steps"}
+    assert load_config([mini, preset], ["painting.steps", "7"]).painting.steps == 7
+
+
+def test_there_are_three_presets():
+    assert [path.stem for path in PRESETS] == ["best", "fast", "paper"]

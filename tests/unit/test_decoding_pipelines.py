@@ -114,12 +114,14 @@ def test_sampling_with_top_k_1_writes_the_greedy_captions(model, tokenizer):
     assert write_captions(model, tokenizer, batches(), settings, CPU) == greedy
 
 
-def test_reranking_sorts_pictures_and_raises_the_mean_clip_score(model, tokenizer, clip, tmp_path):
-    settings = PaintingSettings(6, batch_size=9, num_samples=4, temperature=3.0)
+@pytest.mark.parametrize("how", [{}, {"guidance": 0.5, "order": "random"}])
+def test_reranking_sorts_pictures_and_raises_the_mean_clip_score(
+    model, tokenizer, clip, tmp_path, how
+):
+    settings = PaintingSettings(6, batch_size=9, num_samples=4, temperature=3.0, **how)
+    greedy = PaintingSettings(6, **how)
     plain = read_json(
-        paint_captions(
-            model, Flat(), tokenizer, REQUESTS, tmp_path / "plain", PaintingSettings(6), CPU
-        ),
+        paint_captions(model, Flat(), tokenizer, REQUESTS, tmp_path / "plain", greedy, CPU),
         "manifest",
     )
     best = read_json(
@@ -174,9 +176,18 @@ def test_painting_by_default_is_what_it_was(model, tokenizer, tmp_path):
         assert np.array_equal(np.asarray(Image.open(tmp_path / item["file"])), picture.numpy())
 
 
-def test_drawn_pictures_repeat_with_the_seed_in_any_batches(model, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 2.0},
+        {"temperature": 2.0, "order": "random", "guidance": 1.0},
+        {"order": "random"},
+        {"order_noise": 9.0},
+    ],
+)
+def test_drawn_pictures_repeat_with_the_seed_in_any_batches(model, tokenizer, tmp_path, how):
     def tokens(name, **changes):
-        settings = PaintingSettings(6, temperature=2.0, **changes)
+        settings = PaintingSettings(6, **how, **changes)
         folder = tmp_path / name
         path = paint_captions(model, Flat(), tokenizer, REQUESTS, folder, settings, CPU)
         return [item["cluster_ids"] for item in read_json(path, "manifest")["items"]]
@@ -215,6 +226,10 @@ def test_the_noise_of_decoded_pixels_comes_from_the_seed():
         ("painting.steps 0", "painting.steps"),
         ("painting.schedule cubic", "cosine"),
         ("painting.temperature -2", "painting.temperature"),
+        ("painting.order spiral", "halton"),
+        ("painting.order halton painting.order_noise 1", "order_noise"),
+        ("painting.guidance -1", "painting.guidance"),
+        ("painting.guidance_schedule falling", "growing"),
         ("num_samples 4 painting.temperature 0", "painting.temperature"),
         ("rerank clip", "num_samples"),
         ("rerank best num_samples 2", "rerank"),

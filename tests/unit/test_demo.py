@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from tiny import COMMITTED, export_tiny, tiny_run
 
-from generations import demo as entry
 from generations import export, inference, runtime, sample_images
 from generations.checkpoint import from_pretrained
+from generations.commands.demo import painted_html, written_html
 from generations.config import load_config
 from generations.errors import UserError
 from generations.pipelines import assembly
 from generations.pipelines.demo import Caption, Demo, Picture
 from generations.pipelines.painting import PaintingSettings, paint_samples
 from generations.pipelines.painting_steps import trace_painting
+from generations.pipelines.pictures import how_painted
 
 HERE = runtime.Runtime(torch.device("cpu"))
 NASTY = "<script>alert(1)</script> & ${1 + 1} {{value}}"
@@ -55,9 +56,11 @@ def demo(cfg) -> Demo:
         PaintingSettings(),
         PaintingSettings(steps=6, schedule="cosine", temperature=0.7),
         PaintingSettings(num_samples=3),
+        PaintingSettings(num_samples=3, temperature=0.0, order_noise=4.0, guidance=2.0),
+        PaintingSettings(order="random", guidance=1.0, guidance_schedule="growing"),
         PaintingSettings(steps=1),
     ],
-    ids=["greedy", "drawn", "samples", "one step"],
+    ids=["greedy", "drawn", "samples", "noisy orders", "random order", "one step"],
 )
 def test_the_last_step_is_the_picture_and_steps_write_what_was_masked(cfg, settings):
     model, _ = assembly.load_trained_model(cfg, HERE)
@@ -88,6 +91,24 @@ def test_sample_images_keeps_the_steps_that_are_asked_for(run, tmp_path):
     painted = np.asarray(Image.open(tmp_path / manifest[0]["file"]))
     # equal but for rounding: other pictures were painted in the same batch
     assert np.abs(last.astype(int) - painted).max() <= 1
+
+
+def test_a_manifest_says_how_and_unprepared_models_are_guided_with_a_warning(run, tmp_path, caplog):
+    arguments = (*run, "--caption", "a red boat", "--out", str(tmp_path))
+    how = ("painting.guidance", "2", "painting.guidance_schedule", "growing", "num_samples", "2")
+    sample_images.main([*arguments, *how, "painting.order_noise", "4", "--steps", "3"])
+    assert "trained without caption_dropout" in caplog.text
+    caplog.clear()
+    told = how_painted(tmp_path)
+    assert "items" not in told and told.items() >= {
+        "steps": 3, "schedule": "linear", "temperature": 1.0, "num_samples": 2, "rerank": "none",
+        "order": "confidence", "order_noise": 4.0, "guidance": 2.0, "seed": 123,
+        "guidance_schedule": "growing", "averaged_weights": False,
+    }.items()  # fmt: skip
+    beside = Path(told["checkpoint"]).with_name("config.yaml")
+    beside.write_text("caption_dropout: 0.1\n")
+    sample_images.main([*arguments, *how])
+    assert "caption_dropout" not in caplog.text
 
 
 # --- the demo
@@ -151,8 +172,8 @@ def test_without_clip_the_greedy_picture_comes_first(cfg):
 def test_html_shows_texts_as_text():
     picture = Picture([np.zeros((8, 8, 3), np.uint8)], [[0]], 2, True, 3.5)
     for html in (
-        entry.painted_html(NASTY, [picture, picture], 0.1),
-        entry.written_html([Caption(NASTY, -1.0, None), Caption("b", -2.0, None)], 0.1),
+        painted_html(NASTY, [picture, picture], 0.1),
+        written_html([Caption(NASTY, -1.0, None), Caption("b", -2.0, None)], 0.1),
     ):
         assert "<script" not in html and escape(NASTY) in html
     assert html.count("<td>") == 4  # without CLIP no column of its scores

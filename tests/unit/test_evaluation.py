@@ -105,6 +105,7 @@ ALL = (
 )
 
 
+@pytest.mark.slow
 def test_good_pictures_have_good_figures_and_noise_bad_ones_in_every_metric(world, painted, caplog):
     with caplog.at_level(logging.WARNING):
         good = measure(world, painted, *ALL)["figures"]

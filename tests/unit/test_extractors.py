@@ -14,19 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from generations import prepare
+from generations import efficientnet, prepare
 from generations.config import load_config
 from generations.datasets import open_feature_store
-from generations.errors import UserError
-from generations.features import ExtractorSettings, build_extractor, describe, load_images
-from generations.features.extractors import efficientnet_lite0, registry
-from generations.features.extractors.base import IMAGENET_MEAN, IMAGENET_STD, pool_cells, seeded
-from generations.features.extractors.efficientnet_lite0 import (
+from generations.efficientnet import (
     PACKAGE,
     LiteNetwork,
     load_lite,
     package_weights,
 )
+from generations.errors import UserError
+from generations.features import ExtractorSettings, build_extractor, describe, load_images
+from generations.features.extractors import registry
+from generations.features.extractors.base import IMAGENET_MEAN, IMAGENET_STD, pool_cells, seeded
 from generations.pipelines.extraction import remember_extractor, remembered_extractor
 
 RNG = np.random.default_rng(0)
@@ -296,7 +296,7 @@ def test_the_first_map_tells_colours_and_both_are_standardised():
 
 
 def test_lite0_without_its_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no-such-package")
     with pytest.raises(UserError, match="pip install no-such-package"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 320))
     torch.save({"_fc.weight": torch.zeros(2)}, tmp_path / "a.pth")

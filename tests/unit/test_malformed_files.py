@@ -38,6 +38,7 @@ from generations.checkpoint import (
 from generations.clip import load_clip
 from generations.clip.loading import save_clip
 from generations.clip.training import ClipTrainSettings, train_clip
+from generations.commands.evaluate import read_results
 from generations.config import load_config
 from generations.datasets import (
     CaptionTokenizer,
@@ -54,7 +55,6 @@ from generations.datasets.hard_samples import read_hard_samples
 from generations.datasets.packed import PackedHeader
 from generations.datasets.tokenizer import BUNDLED_VOCABULARY
 from generations.errors import UserError
-from generations.evaluate import read_results
 from generations.features import load_image
 from generations.metrics.inception import load_inception
 from generations.pipelines import assembly

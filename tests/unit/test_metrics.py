@@ -143,7 +143,7 @@ class BrokenMeteor(Meteor):
 
 
 def test_failing_meteor_is_an_error_and_not_a_standstill(monkeypatch):
-    monkeypatch.setattr(captions, "Meteor", BrokenMeteor)
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", BrokenMeteor)
     with pytest.raises(UserError, match="METEOR"):
         score_captions({1: "a dog"}, {1: ["a dog"]}, ("meteor",))
 

@@ -1,5 +1,7 @@
 """Losses compute only what they read, and equal the full computation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,8 @@ from generations.objectives import (
     xe_i2t_loss,
     xe_t2i_loss,
 )
-from generations.vocabulary import MASK
+from generations.objectives.tasks import drop_captions
+from generations.vocabulary import EMPTY, MASK
 
 SIZE = ModelSize(16, 2, 24, 2, 1, 2, 1100, 0.0, grid_size=3, feature_size=10, clusters=7)
 
@@ -110,6 +113,7 @@ def test_the_mean_over_processes_is_that_of_the_global_batch(model, batch, task,
             torch.Generator().manual_seed(3),
             FeatureLevels(),
             mask_per_sample=each,
+            caption_dropout=0.5 * each,
             rank=rank,
             world_size=processes,
         )
@@ -123,11 +127,33 @@ def test_the_mean_over_processes_is_that_of_the_global_batch(model, batch, task,
     parts = []
     for rank in range(processes):
         own = slice(rank * size, (rank + 1) * size)
-        cut = {name: value[own] for name, value in vars(batch).items()}
+        cut = {name: value[own] for name, value in vars(batch).items() if value is not None}
         parts.append(gradient_of(Batch(**cut), rank, processes))
     assert loss == pytest.approx(sum(part[0] for part in parts) / processes, rel=1e-6)
     mean = torch.stack([part[1] for part in parts]).mean(0)
     torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_emptied_captions_are_as_many_as_asked_for_and_painted_from_no_words(model, batch):
+    """The rest of a batch is as it was, and a share of 0 draws nothing."""
+
+    def context(share):
+        return TaskContext(torch.Generator().manual_seed(3), FeatureLevels(), caption_dropout=share)
+
+    texts = batch.text_ids.repeat(250, 1)
+    many = replace(batch, image_ids=batch.image_ids * 250, text_ids=texts)
+    text_ids = drop_captions(many, context(0.1)).text_ids
+    empty = torch.tensor([*EMPTY, 0, 0, 0, 0, 0])
+    dropped = (text_ids == empty).all(1)
+    assert 70 < dropped.sum() < 130
+    assert torch.equal(text_ids[~dropped], texts[~dropped])
+    wordless = replace(batch, text_ids=empty.expand(4, -1))
+    loss = TASKS["xe_t2i"](model, batch, context(1 - 1e-9)).loss
+    assert loss == TASKS["xe_t2i"](model, wordless, context(0)).loss
+    undrawn = context(0)
+    TASKS["xe_t2i"](model, batch, undrawn)
+    positions = random_mask_positions(9, source := torch.Generator().manual_seed(3))
+    assert len(positions) and torch.equal(undrawn.generator.get_state(), source.get_state())
 
 
 @pytest.mark.parametrize("task", ["xe_i2t", "xe_t2i"])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from generations import evaluate
 from generations.clip import ClipTrainSettings, load_clip, save_clip, train_clip
+from generations.commands import evaluate as commands
 from generations.errors import UserError
 from generations.pipelines.clip_metrics import embed
 from generations.pipelines.pictures import read_painted_folder
@@ -51,7 +52,8 @@ def arguments(data: Path, painted: Path, *more: str) -> list[str]:
 
 
 def run_pictures(data: Path, painted: Path, *more: str, monkeypatch) -> dict:
-    monkeypatch.setattr(evaluate, "EVALUATORS", (evaluate.evaluate_painted_pictures,))
+    only = (commands.evaluate_painted_pictures,)
+    monkeypatch.setattr(commands, "EVALUATORS", only)
     evaluate.main(arguments(data, painted, *more))
     return json.loads((painted.parent / "metrics_images_test_0000007.json").read_text())
 

@@ -272,6 +272,26 @@ def test_split_files_of_the_user_are_not_overwritten(data):
     assert not (data / "out/dataset_coco.json").exists()
 
 
+def test_vocabulary_has_what_the_train_captions_have(data):
+    file = data / "out" / "vocab.txt"
+    run(data, "captions")
+    with pytest.raises(UserError, match="name a new file in data_dir, such as vocab_file"):
+        run(data, "vocabulary", "vocab_file", str(data / "vocab.txt"))
+    run(data, "vocabulary", "vocab_file", str(file))
+    small, whole = CaptionTokenizer(file), CaptionTokenizer()
+    assert len(small) < 1200
+    for record in read_karpathy(data / "out/dataset_coco.json"):
+        if record.split == "train":
+            for text in record.captions:
+                assert small.decode(small.encode(text)) == whole.decode(whole.encode(text))
+    assert small.decode(small.encode("zebras.")) == "zebras."  # spelt
+    run(data, "vocabulary", "vocab_file", str(file))  # its own file is made again
+    file.rename(data / "out" / "other.txt")
+    (data / "out" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="a vocabulary from elsewhere is not written over"):
+        run(data, "vocabulary", "vocab_file", str(data / "out" / "other.txt"))
+
+
 def test_sources_are_asked_for(data):
     run(data, "captions")
     for step in ("all", "captions"):
@@ -314,6 +334,7 @@ def test_image_generator_is_trained_and_loads(data):
         assert shown.size == (4 + 3 * 36, 4 + 20)  # three pairs of val, 16 x 16 each
 
 
+@pytest.mark.slow
 def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     # with a discriminator, and pictures read by other processes
@@ -432,6 +453,7 @@ def test_user_errors_of_workers_end_in_one_line():
     assert cli.one_line(UserError(text)) == "a.h5: wrong; mend it"
 
 
+@pytest.mark.slow
 def test_script_ends_with_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "prepare.py", "captions", "images_dir", str(tmp_path)],

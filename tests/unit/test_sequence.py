@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from generations.decoding import cut_after_eos, painting_steps
-from generations.decoding.captions import blank_caption, next_logits
+from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import ModelSize, UnifiedTransformer
 from generations.modeling.dropout import recorded_dropout
 from generations.objectives.replay import drawn_and_greedy
@@ -46,14 +46,15 @@ def assert_equal(ours, theirs):
         assert (gradient - theirs[name]).abs().max() / scale < 1e-5, name
 
 
-def kept_graph(model, vision, greedy, length):
+def kept_graph(model, vision, greedy, length, leave=True):
     """What `drawn_and_greedy` gives, step by step and with its whole graph."""
     ids = blank_caption(len(vision) + len(greedy), length, vision.device)
     states = torch.cat([vision, greedy])
     ended = torch.zeros(len(ids), dtype=torch.bool)
     logprobs = [torch.zeros(len(vision))]
     for step in range(1, length):
-        active = (~ended).nonzero()[:, 0]
+        going = ~ended
+        active = going.nonzero()[:, 0] if leave else torch.arange(len(ids))
         rows = active[active < len(vision)]
         with recorded_dropout(len(rows)):
             logits = next_logits(model, states[active], ids[active], step)
@@ -63,7 +64,7 @@ def kept_graph(model, vision, greedy, length):
             chances = logits[: len(rows)].log_softmax(-1)
             words[: len(rows)] = torch.multinomial(chances.exp(), 1)[:, 0]
             chosen = chances.gather(1, words[: len(rows), None])[:, 0]
-            column = column.index_put((rows,), chosen)
+            column = column.index_put((rows,), chosen * going[rows])
         ids = ids.index_put((active, torch.tensor(step)), words)
         ended[active[words == EOS]] = True
         logprobs.append(column)
@@ -75,8 +76,11 @@ def kept_graph(model, vision, greedy, length):
 
 
 @pytest.mark.parametrize("zeroshot", [False, True])
+@pytest.mark.parametrize("leave", [True, False])
 @pytest.mark.parametrize("captions, greedy", [(3, 2), (5, 0), (20, 4)])
-def test_replayed_captions_have_the_gradients_of_the_whole_graph(model, captions, greedy, zeroshot):
+def test_replayed_captions_have_the_gradients_of_the_whole_graph(
+    model, captions, greedy, leave, zeroshot
+):
     # of 3 rows up to three steps run at once, of 5 two, of 20 each alone (replay.ROWS)
     model.zeroshot = zeroshot
     features = torch.randn(captions, 9, 10)
@@ -85,7 +89,7 @@ def test_replayed_captions_have_the_gradients_of_the_whole_graph(model, captions
     for way in (drawn_and_greedy, kept_graph):
         torch.manual_seed(3)
         vision = model.encode_vision(features)
-        ids, logprobs, likeliest = way(model, vision, certain, LENGTH)
+        ids, logprobs, likeliest = way(model, vision, certain, LENGTH, leave)
         reward = torch.arange(float(captions))[:, None] - 1.5
         found = gradients(model, (logprobs * reward).sum())
         results.append((ids, likeliest, logprobs, found))

@@ -61,6 +61,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_compiled_layers_keep_numbers_and_names(compiled):
     plain = model()
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -76,6 +77,7 @@ def test_compiled_layers_keep_numbers_and_names(compiled):
     assert graphs() > 0
 
 
+@pytest.mark.slow
 def test_other_lengths_and_masks_compile_nothing_new(compiled):
     def step(cells: int, length: int) -> None:
         xe_t2i_loss(compiled, BATCH, torch.arange(cells)).backward()

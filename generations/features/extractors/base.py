@@ -8,10 +8,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from generations.errors import UserError
 from generations.features.extractors.registry import ExtractorSettings
+from generations.libraries import library
+
+ops = library("torchvision.ops")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,7 +112,7 @@ def pool_cells(maps: Tensor, grid_size: int) -> Tensor:
     batch, dim, height, width = maps.shape
     boxes = grid_boxes(grid_size, height / grid_size, width / grid_size).to(maps)
     # aligned: a point of the map stands for the middle of its cell
-    pooled = roi_align(maps, [boxes] * batch, output_size=1, sampling_ratio=-1, aligned=True)
+    pooled = ops.roi_align(maps, [boxes] * batch, output_size=1, sampling_ratio=-1, aligned=True)
     return pooled.reshape(batch, grid_size, grid_size, dim)
 
 
@@ -151,24 +153,3 @@ def seeded(build: Callable[[], AnyModule], seed: int) -> AnyModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def refuse_misfit(
-    source: str, what: str, missing: Sequence[str], unexpected: Sequence[str]
-) -> None:
-    """Raise a UserError if names of a file of weights and of a network differ.
-
-    Args:
-        source: the file.
-        what: the network it should fit.
-        missing: names that the file lacks.
-        unexpected: names that the network does not have, or has in another shape.
-    """
-    if not missing and not unexpected:
-        return
-    told = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, kind in ((missing, "are missing"), (unexpected, "do not fit"))
-        if names
-    ]
-    raise UserError(f"features.weights {source} is not of {what}: of its tensors {'; '.join(told)}")

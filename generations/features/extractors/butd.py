@@ -19,13 +19,12 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, roi_align
 
-from generations.checkpoint import read_tensors
+from generations.checkpoint import read_tensors, refuse_misfit
 from generations.errors import UserError
 from generations.features.extractors.base import (
     autocast,
     freeze,
     grid_boxes,
-    refuse_misfit,
     seeded,
     tensors_sha256,
 )

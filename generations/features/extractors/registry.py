@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -73,6 +74,14 @@ class Extractor(Protocol):
 Builder = Callable[[ExtractorSettings, torch.device], Extractor]
 AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 _BUILDERS: dict[str, Builder] = {}
+# the module of each one here; it is imported when it is asked for, as its library takes seconds
+_MODULES = {
+    "patches": "patches",
+    "torchvision": "torchvision_backbone",
+    "open_clip": "clip_tower",
+    "butd": "butd",
+    "efficientnet-lite0": "efficientnet_lite0",
+}
 
 
 def register(name: str) -> Callable[[AnyBuilder], AnyBuilder]:
@@ -96,10 +105,11 @@ def build_extractor(settings: ExtractorSettings, device: torch.device | str = "c
         UserError: there is none of this name, its weights cannot be had, or its features are not
             of the size expected.
     """
+    if settings.name in _MODULES:
+        import_module(f"{__package__}.{_MODULES[settings.name]}")
     if settings.name not in _BUILDERS:
-        raise UserError(
-            f"features.extractor {settings.name!r} is none of {', '.join(sorted(_BUILDERS))}"
-        )
+        known = sorted({*_BUILDERS, *_MODULES})
+        raise UserError(f"features.extractor {settings.name!r} is none of {', '.join(known)}")
     extractor = _BUILDERS[settings.name](settings, torch.device(device))
     if extractor.dim != settings.dim:
         sizes = f"grid_size {settings.grid_size}"

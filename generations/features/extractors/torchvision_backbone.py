@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from generations.checkpoint import read_tensors
+from generations.checkpoint import read_tensors, refuse_misfit
 from generations.errors import UserError
 from generations.features.extractors.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     SquareExtractor,
-    refuse_misfit,
     seeded,
 )
 from generations.features.extractors.registry import RANDOM, ExtractorSettings, register

@@ -1,0 +1,1 @@
+"""What a command does once its line is read; entries import one of these, and only then."""
