@@ -43,10 +43,15 @@ def call(
         cwd=folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )
+
+
+# what users' machines are like: a home that cannot be written, another locale and time zone
+ELSEWHERE = {"HOME": "/dev/null/home", "LC_ALL": "C", "LANG": "de_DE@euro", "TZ": "Asia/Kathmandu"}
+ELSEWHERE |= {"JAVA_TOOL_OPTIONS": "-Duser.language=de -Duser.country=DE"}
 
 
 @cache
@@ -59,7 +64,7 @@ def warm() -> Warm:
 
 def environment() -> dict[str, str]:
     """Variables of a command."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **ELSEWHERE}
 
 
 def begin(
