@@ -14,11 +14,13 @@ if not __package__:  # run as a script: the package's own folder must not shadow
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from generations import cli
+from generations.pipelines.protocols import PROTOCOLS, apply_protocol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, and only then import what the command needs."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    cfg = apply_protocol(cfg, arguments.protocol)
     from generations.commands.evaluate import run
 
     run(arguments, cfg)
@@ -32,6 +34,11 @@ def _options(parser: ArgumentParser) -> None:
         metavar="LIST",
         help="of cider_d,bleu,rouge_l,meteor,spice,diversity,clip_score (default: %(default)s; "
         "meteor is slow to start, spice wants its parser, clip_score images_dir)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="fix every choice of FID, CLIPScore and R-precision (docs/evaluation.md)",
     )
     parser.add_argument(
         "--per-item", action="store_true", help="write the figures of each sample too"

@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("step", choices=STEPS)
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with the step captions: read captions_file, say what it holds, and write nothing",
+    )
+    parser.add_argument(
         "--sizes",
         type=int,
         nargs=3,

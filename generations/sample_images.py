@@ -13,11 +13,13 @@ if not __package__:  # run as a script: the package's own folder must not shadow
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from generations import cli
+from generations.pipelines.protocols import PROTOCOLS, apply_protocol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, and only then import what the command needs."""
     arguments, cfg = cli.parse(__doc__ or "", argv, _options)
+    cfg = apply_protocol(cfg, arguments.protocol)
     from generations.commands.paint import run
 
     run(arguments, cfg)
@@ -27,6 +29,9 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--caption", nargs="+", metavar="TEXT", help="captions to paint")
     parser.add_argument("--captions-file", metavar="FILE", help="one caption a line")
     parser.add_argument("--steps", type=int, help="mask-predict steps, in place of painting.steps")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="paint the captions of a protocol"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the pictures go")
 
 

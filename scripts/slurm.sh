@@ -9,9 +9,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # Training under SLURM, one task a GPU. Five minutes before its time is over, or when it is preempted, the run
-# saves and the job goes back into the queue; so it does when a process is lost. Wrong input ends it.
+# saves and the job goes back into the queue; so it does when a process is lost. Wrong input ends it, and so do
+# three starts in a row (MAX_IDLE) that saved no checkpoint.
 # Usage, in the checkout: sbatch [--nodes=2 ...] scripts/slurm.sh EXP_ID [key value ...]
-# CONFIG (configs/coco/stage1.yaml), PYTHON (python) and MAX_RESTARTS (100) by variable.
+# CONFIG (configs/coco/stage1.yaml), PYTHON (python), MAX_RESTARTS (100) and MAX_IDLE (3) by variable.
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2
 exp_id=${1:?usage: sbatch scripts/slurm.sh EXP_ID [key value ...]}
@@ -37,13 +38,28 @@ while interrupted=; do
   [ -z "$interrupted" ] && break # else it was the signal that ended the waiting
 done
 
+# the newest checkpoint after this start, and how many starts in a row ended with it
+folder=models/$exp_id
+while [ $# -gt 1 ]; do
+  [ "$1" = save_dir ] && folder=$2/$exp_id
+  shift
+done
+progress=$folder/.requeued
+newest=$(find "$folder" -maxdepth 1 -name 'model_*' 2>/dev/null | sort | tail -n 1)
+read -r idle before 2>/dev/null <"$progress" || idle=0
+if [ "${before:-}" = "${newest:-none}" ]; then idle=$((idle + 1)); else idle=1; fi
+
 case $status in
   75 | 76 | 137 | 143) # stopped and saved, another process lost, killed: see docs/operations.md
-    if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
+    if [ "$idle" -gt "${MAX_IDLE:-3}" ]; then
+      echo "error: exit status $status, and $idle starts in a row saved no checkpoint: see what ends them" >&2
+    elif [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
+      mkdir -p "$folder" && echo "$idle ${newest:-none}" >"$progress"
       echo "exit status $status: the job goes back into the queue"
       scontrol requeue "$SLURM_JOB_ID"
       exit 0
     fi
     ;;
 esac
+rm -f "$progress"
 exit "$status"

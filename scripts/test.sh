@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Style, types and all tests, in the project's own .venv. Arguments go to pytest.
+# Style, types and all tests, in the project's own .venv. Arguments go to pytest; with --fast, which comes
+# first, it runs tests/unit and tests/parity without what is marked slow.
 # By variable: TEST_PROCESSES=2, each on one core and with whole files; 0: one after the other, in this process.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -8,5 +9,9 @@ ruff format --check .
 pyright
 # threads of two processes would wait for each other
 export OMP_NUM_THREADS=1
+if [ "${1:-}" = --fast ]; then
+  shift
+  set -- tests/unit tests/parity -m "not slow" "$@"
+fi
 # in the order of folders: e2e, whose tests take longest, comes first
 python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from generations.clip.activation import load_state, wants_quick_gelu
 from generations.clip.backbone import build_network
 from generations.clip.model import PREPROCESS, ClipModel, SmallTokenizer
 from generations.errors import UserError
@@ -41,7 +42,9 @@ MISFITS = (
 )
 
 
-def load_clip(model: str, weights: str, device: torch.device | str = "cpu") -> ClipModel:
+def load_clip(
+    model: str, weights: str, device: torch.device | str = "cpu", quick_gelu: str = "auto"
+) -> ClipModel:
     """Load a CLIP through open_clip.
 
     Args:
@@ -50,12 +53,15 @@ def load_clip(model: str, weights: str, device: torch.device | str = "cpu") -> C
             checkpoint file: .safetensors, a state dict saved by PyTorch, or one of the TorchScript
             archives that OpenAI published.
         device: where it will live.
+        quick_gelu: 1 or 0, whether a file wants that activation; auto: what its tag, config,
+            tensors or name say (see `generations.clip.activation`).
 
     Returns:
         The model, frozen, in float32.
 
     Raises:
-        UserError: unknown name, bad config, weights that are missing, unsafe or of another model.
+        UserError: unknown name, bad config, weights that are missing, unsafe or of another model,
+            or that do not say which activation they want.
     """
     tag: dict[str, Any] = {}
     if model.endswith(".json"):
@@ -66,15 +72,13 @@ def load_clip(model: str, weights: str, device: torch.device | str = "cpu") -> C
         tag = open_clip.get_pretrained_cfg(model, weights)
     path = _download(model, weights, tag) if tag else _local_file(model, weights)
     scripted = _is_torchscript(path)
-    if tag.get("quick_gelu") or scripted:
+    if quick_gelu != "auto":
+        config["model_cfg"]["quick_gelu"] = quick_gelu == "1"
+    elif tag.get("quick_gelu") or scripted:
         # open_clip builds what the name says, though these weights want the other activation.
         config["model_cfg"]["quick_gelu"] = True
-    elif not (model.endswith(".json") or tag) and f"{model}-quickgelu" in open_clip.list_models():
-        logger.warning(
-            "clip.weights %s: read as %s; weights of OpenAI or MetaCLIP want clip.model "
-            "%s-quickgelu",
-            *(path, model, model),
-        )
+    elif not tag:
+        _choose_activation(config["model_cfg"], model, path)
     config["preprocess_cfg"] = PREPROCESS | config.get("preprocess_cfg", {})
     config["preprocess_cfg"] |= {key: tag[key] for key in PREPROCESS if key in tag}
     network = _build(config["model_cfg"], model)
@@ -84,6 +88,20 @@ def load_clip(model: str, weights: str, device: torch.device | str = "cpu") -> C
     except MISFITS as error:
         raise UserError(f"clip.model {model}: {_short(error)}") from None
     return clip.to(device)
+
+
+def _choose_activation(parts: dict[str, Any], model: str, path: Path) -> None:
+    """Set the activation of a local file's model, by what the file is known to be."""
+    known, why = wants_quick_gelu(path)
+    if known and not parts.get("quick_gelu"):
+        logger.warning("clip.weights %s: with quick GELU, because %s", path, why)
+        parts["quick_gelu"] = True
+    elif known is None and f"{model}-quickgelu" in open_clip.list_models():
+        raise UserError(
+            f"clip.weights {path}: it does not say which activation it wants, and with the wrong "
+            f"one its scores are wrong: set clip.quick_gelu 1 (weights of OpenAI, MetaCLIP, DFN) "
+            "or 0 (LAION, DataComp and others)"
+        )
 
 
 def save_clip(clip: ClipModel, folder: str | Path) -> tuple[Path, Path]:
@@ -214,8 +232,7 @@ def _load_weights(network: nn.Module, path: Path, scripted: bool, model: str) ->
             published = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
             network.load_state_dict(published.state_dict())
         else:
-            # weights_only: a pickle that holds more than tensors is refused, not run
-            open_clip.load_checkpoint(cast(Any, network), str(path), weights_only=True)
+            load_state(network, path)
     except UserError:
         raise
     except MISFITS as error:

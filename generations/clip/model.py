@@ -3,6 +3,7 @@
 Shape legend: B batch, E embedding size, S image side, T context length.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from generations.libraries import library
 open_clip = library("open_clip", "open_clip_torch")
 transforms = library("torchvision.transforms")
 vision = library("torchvision.transforms.functional")
+
+logger = logging.getLogger(__name__)
 
 PROMPT = "A photo depicts "  # SPEC 8
 PREPROCESS = {  # open_clip's defaults
@@ -72,6 +75,7 @@ class ClipModel(nn.Module):
 
     Attributes:
         size: (height, width) in pixels that the network looks at.
+        cropped_texts: how many texts were longer than the context until now.
         config: as given.
 
     Raises:
@@ -91,6 +95,7 @@ class ClipModel(nn.Module):
         wanted = PREPROCESS | config.get("preprocess_cfg", {})
         size = cast(Any, network).visual.image_size
         self.size: tuple[int, int] = tuple(size) if isinstance(size, Sequence) else (size, size)
+        self.cropped_texts = 0
         self._squash = wanted["resize_mode"] == "squash"
         square = self.size[0] == self.size[1]
         if not self._squash and not (wanted["resize_mode"] == "shortest" and square):
@@ -118,8 +123,21 @@ class ClipModel(nn.Module):
             (B, E) float32, of length 1, without gradient.
         """
         tokens = self._tokenize([prompt + caption for caption in captions])
+        self._tell_cropped(tokens)
         features = cast(Any, self.network).encode_text(tokens.to(self.mean.device))
         return F.normalize(features.float(), dim=-1)
+
+    def _tell_cropped(self, tokens: Tensor) -> None:
+        if not isinstance(self._tokenize, open_clip.SimpleTokenizer | SmallTokenizer):
+            return  # others fill up with ids of their own
+        cropped = int((tokens[:, -1] != PAD).sum())  # they fill it to the last place
+        if cropped and not self.cropped_texts:
+            logger.warning(
+                "CLIP reads %d tokens of a text; %d of these %d texts fill them, and what they say "
+                "beyond is cropped (told once)",
+                *(tokens.shape[1], cropped, len(tokens)),
+            )
+        self.cropped_texts += cropped
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels to unit vectors, differentiable with respect to the pixels.

@@ -16,7 +16,7 @@ from generations.datasets import read_split, reference_captions
 from generations.errors import UserError
 from generations.files import read_json, write_json
 from generations.metrics.captions import evaluate_captions, human_agreement, tokenize
-from generations.metrics.diversity import diversity
+from generations.metrics.diversity import bad_endings, diversity
 from generations.pipelines.assembly import run_folder
 from generations.pipelines.caption_clip import score_by_clip
 from generations.pipelines.picture_evaluation import FLAGS, evaluate_pictures
@@ -123,6 +123,8 @@ def evaluate_written_captions(
         items = scores.per_item
     if "cider_d" in figures and any(len(texts) > 1 for texts in references.values()):
         figures["cider_d_human"] = human_agreement(references)
+    if "cider_d" in figures:
+        figures["bad_endings"] = bad_endings(list(hypotheses.values()))
     if "diversity" in asked:
         figures |= _diversity(cfg, hypotheses)
     if "clip_score" in asked:
@@ -181,7 +183,7 @@ def evaluate_painted_pictures(
     if folder is None:
         logger.info("no painted pictures to score (python generations/sample_images.py ...)")
         return None
-    found = evaluate_pictures(cfg, folder, here)
+    found = evaluate_pictures(cfg, folder, here, arguments.protocol)
     iteration = re.search(r"_(\d+)$", folder.name)
     return Result(
         name=folder.name if folder.name.startswith("images") else f"images_{folder.name}",

@@ -10,10 +10,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from generations import cli, runtime
-from generations.clip import load_clip
 from generations.datasets import clean_caption, painting_captions, read_karpathy
 from generations.errors import UserError
 from generations.pipelines import assembly
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.painting import (
     PaintingRequest,
     PaintingSettings,
@@ -42,13 +42,19 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     source, found = requests(cfg, arguments)
     clip = None
     if cfg.rerank == "clip":
-        clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
+        clip = load_configured_clip(cfg, here.device)
     model, start = assembly.load_trained_model(cfg, here)
     assembly.warn_of_guidance(cfg, start)
     parent = Path(cfg.img_save_dir) / cfg.exp_id if cfg.img_save_dir else assembly.run_folder(cfg)
     folder = Path(arguments.out or parent / f"images_{source}_{start.iteration:07d}")
     settings = replace(painting_settings(cfg), steps=steps)
     generator, tokenizer = assembly.load_image_generator(cfg, here), assembly.open_tokenizer(cfg)
+    lengths = tokenizer.lengths(request.caption for request in found)
+    if cropped := sum(length > cfg.text_length + 1 for length in lengths):
+        logger.warning(
+            "%d of %d captions are longer than text_length %d: their ends are not painted",
+            *(cropped, len(found), cfg.text_length),
+        )
     manifest = paint_captions(
         model,
         generator,

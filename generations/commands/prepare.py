@@ -11,11 +11,10 @@ from generations import cli, runtime
 from generations.datasets.mini_world import write_vocabulary, write_world
 from generations.errors import UserError
 from generations.files import remove_abandoned
+from generations.pipelines.captions import check_captions, check_sources, prepare_captions
 from generations.pipelines.clip import is_small_clip
 from generations.pipelines.preparation import (
-    check_sources,
     makes_vocabulary,
-    prepare_captions,
     prepare_clip,
     prepare_clusters,
     prepare_features,
@@ -47,9 +46,13 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
                 f"the step {arguments.step} runs in one process: start it with python, not "
                 f"torchrun; {' and '.join(SHARED)} may run in several"
             )
-        if here.is_main:
+        if arguments.check and arguments.step != "captions":
+            raise UserError("--check belongs to the step captions: prepare.py captions --check ...")
+        if here.is_main and not arguments.check:
             remove_abandoned(cfg.data_dir)
-        if arguments.step == "mini-world":
+        if arguments.check:
+            check_captions(cfg)
+        elif arguments.step == "mini-world":
             draw_mini_world(cfg, arguments.sizes)
         elif arguments.step == "all":
             check_sources(cfg)

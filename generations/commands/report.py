@@ -20,7 +20,7 @@ from generations.reporting.pictures import contact_sheet
 from generations.reporting.results import RealImages, gather, read_figures
 from generations.reporting.table import gather_table, to_html, to_latex, to_markdown
 
-COMPARED = ("cider_d", "clip_score")  # before and after stage 2
+COMPARED = ("cider_d", "bad_endings", "meteor", "clip_score")  # before and after stage 2
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,10 @@ def write_report(cfg: CfgNode, arguments: Namespace) -> dict[str, Any]:
         summary["seconds"] = arguments.seconds
     summary |= results.summary()
     before = _figures_before(cfg, arguments.stage1)
-    summary |= _stages(before, results.figures)
+    stages = _stages(before, results.figures)
+    summary |= stages
+    if disagreement := _disagreement(stages):
+        results.notes.append(disagreement)
     saved_config = folder / "config.yaml"
     config = saved_config.read_text("utf-8", "replace") if saved_config.exists() else cfg.dump()
     gallery = lay_out(results, {name: text for name, (text, _) in FIGURES.items()}, arguments.items)
@@ -144,6 +147,20 @@ def _stages(
                 figures[f"{name}_stage1"] = before[group][name]
                 figures[f"{name}_stage2"] = after[group][name]
     return figures
+
+
+def _disagreement(stages: dict[str, float]) -> str:
+    """Say so if stage 2 raised CIDEr-D, its reward, and lowered METEOR, or the reverse."""
+    changes = [
+        stages.get(f"{name}_stage2", 0.0) - stages.get(f"{name}_stage1", 0.0)
+        for name in ("cider_d", "meteor")
+    ]
+    if changes[0] * changes[1] >= 0:
+        return ""
+    return (
+        f"CIDEr-D changed by {changes[0]:+.4f} from stage 1 to stage 2 and METEOR by "
+        f"{changes[1]:+.4f}: they do not agree, so look at the captions and their bad endings"
+    )
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from generations.datasets import (
     InfiniteSampler,
     TaskSampler,
     collate,
+    cropped_captions,
     read_split,
 )
 from generations.errors import ProcessLostError, UserError
@@ -28,6 +29,7 @@ from generations.modeling import UnifiedTransformer, build_model, compile_layers
 from generations.modeling.work import stage1_operations
 from generations.objectives import TaskContext, TaskStep, reads_dense, unread_parameters
 from generations.pipelines import assembly
+from generations.pipelines.captions import say_cropped
 from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
@@ -150,9 +152,13 @@ def _check_agreement(cfg: CfgNode, here: runtime.Runtime) -> None:
 def _dataset(cfg: CfgNode) -> CaptioningDataset:
     records = read_split(cfg.dataset_coco, cfg.train_split)
     levels = assembly.feature_levels(cfg)
+    tokenizer = assembly.open_tokenizer(cfg)
+    cropped, captions = cropped_captions(records, tokenizer, cfg.text_length)
+    if cropped:
+        logger.warning("%s: %s", cfg.train_split, say_cropped(cropped, captions, cfg.text_length))
     return CaptioningDataset(
         records,
-        assembly.open_tokenizer(cfg),
+        tokenizer,
         assembly.open_clusters(cfg),
         assembly.open_features(cfg) if levels.any_dense else None,
         cfg.text_length,
@@ -179,6 +185,7 @@ def _loader(
     sampler = InfiniteSampler(
         len(dataset), batch_size, here.rank, here.world_size, cfg.seed, state.samples
     )
+    runtime.warn_of_little_shared_memory(cfg.num_workers)
     levels = assembly.feature_levels(cfg)
     dense = [reads_dense(task, levels) for task in cfg.iteration_tasks]
     return DataLoader(
@@ -245,6 +252,8 @@ def _state(
         state.average = AveragedWeights(model, cfg.ema)
     if saved is None:
         logger.info("starting from %s", start.path or "random weights")
+        if start.kind == "random":
+            _warn_of_plateau(cfg)
         return model, state, step
     restore(saved, state, Path(start.path))
     # seals are no part of what all have read
@@ -255,6 +264,15 @@ def _state(
         state.iteration, state.samples, state.best, state.tested = 0, 0, None, 0
     logger.info("resuming %s at iteration %d", start.path, state.iteration)
     return model, state, step
+
+
+def _warn_of_plateau(cfg: CfgNode) -> None:
+    if "xe_t2i" in cfg.iteration_tasks and not cfg.init.mask_feat_std:
+        logger.warning(
+            "random weights with init.mask_feat_std 0: the gradients of xe_t2i begin a "
+            "thousandfold too large, and training stays on a plateau (docs/LOG.md); set "
+            "init.mask_feat_std 0.5, or start from pretrained_model"
+        )
 
 
 def _loop_settings(cfg: CfgNode) -> LoopSettings:

@@ -30,6 +30,8 @@ CHOICES = {
     "painting.order": ("confidence", "halton", "random"),
     "painting.guidance_schedule": ("constant", "growing"),
     "rerank": ("none", "clip"),
+    "eval_resize": ("squash", "crop"),
+    "clip.quick_gelu": ("auto", "0", "1"),
     "tracker": ("none", "wandb", "trackio"),
     "parallel": ("ddp", "fsdp"),
     "cpu_linear": ("auto", "torch", "onednn"),

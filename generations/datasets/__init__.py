@@ -1,10 +1,15 @@
 """Captions, features and cluster ids, and the batches made of them."""
 
 from generations.datasets.array_pickle import read_array_pickle, write_array_pickle
-from generations.datasets.caption_files import read_captions
-from generations.datasets.captioning import CaptioningDataset, collate, draw_sample
+from generations.datasets.captioning import (
+    CaptioningDataset,
+    collate,
+    cropped_captions,
+    draw_sample,
+)
 from generations.datasets.feature_conversion import convert_features
 from generations.datasets.feature_writers import FeatureWriter, open_feature_writer
+from generations.datasets.intake import Intake, read_captions, read_intake
 from generations.datasets.karpathy import (
     ImageRecord,
     painting_captions,
@@ -38,11 +43,13 @@ __all__ = [
     "FeatureWriter",
     "ImageRecord",
     "InfiniteSampler",
+    "Intake",
     "TaskSampler",
     "clean_caption",
     "collapse_repeated_words",
     "collate",
     "convert_features",
+    "cropped_captions",
     "draw_sample",
     "load_centroids",
     "occurring_pieces",
@@ -52,6 +59,7 @@ __all__ = [
     "painting_captions",
     "read_array_pickle",
     "read_captions",
+    "read_intake",
     "read_karpathy",
     "read_split",
     "reference_captions",

@@ -1,7 +1,7 @@
 """Training samples: an image, one of its captions, and a masked copy of it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,7 +70,7 @@ def draw_sample(
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a `Batch`."""
+    """One row of a `Batch`; the caption is what its ids say, cropped as they are."""
 
     image_id: str
     caption: str
@@ -124,6 +124,7 @@ class CaptioningDataset(Dataset[Sample]):
                 if record.name not in known:
                     store.read(record.name)  # raises
         self._records = list(records)
+        self._tokenizer = tokenizer
         self._clusters = clusters
         self._features = features
         self._text_length = text_length
@@ -168,7 +169,8 @@ class CaptioningDataset(Dataset[Sample]):
         drawn = draw_sample(captions, rng, self._text_length, self._captions)
         return Sample(
             record.name,
-            record.captions[drawn.order[0]],
+            # what CLIP reads in rl_t2i is what the model was given, as in the original
+            self._tokenizer.decode(drawn.text_ids, collapse_repeats=False),
             drawn.text_ids,
             drawn.masked_text_ids,
             drawn.position,
@@ -186,14 +188,14 @@ def encode_references(
 
     Returns:
         (images, R, C) int32, PAD-filled, and the lengths (images, R), 0 for absent captions;
-        R = 5 captions of C = 25 ids.
+        R = 5, the first captions, of C = 25 ids.
     """
     ids = np.full((len(records), MAX_CAPTIONS, MAX_CAPTION), PAD, np.int32)
     lengths = np.zeros((len(records), MAX_CAPTIONS), np.int32)
     places = [
         (image, number, caption)
         for image, record in enumerate(records)
-        for number, caption in enumerate(record.captions)
+        for number, caption in enumerate(record.captions[:MAX_CAPTIONS])
     ]
     for start in range(0, len(places), _ENCODED_AT_ONCE):
         part = places[start : start + _ENCODED_AT_ONCE]
@@ -202,6 +204,26 @@ def encode_references(
             ids[image, number, : len(caption_ids)] = caption_ids
             lengths[image, number] = len(caption_ids)
     return ids, lengths
+
+
+def cropped_captions(
+    records: Iterable[ImageRecord], tokenizer: CaptionTokenizer, text_length: int
+) -> tuple[int, int]:
+    """How many captions are too long: their full stop is cropped away, and they never end.
+
+    Args:
+        records: the images; of each the captions that training draws from are looked at.
+        tokenizer: of the captions.
+        text_length: L.
+
+    Returns:
+        their number, and that of all captions.
+    """
+    lengths = tokenizer.lengths(
+        caption for record in records for caption in record.captions[:MAX_CAPTIONS]
+    )
+    most = min(text_length, MAX_CAPTION) + 1  # the [SEP] may be cropped
+    return sum(length > most for length in lengths), len(lengths)
 
 
 def collate(samples: Sequence[Sample] | Batch) -> Batch:

@@ -80,7 +80,7 @@ class Hdf5Writer:
             raise ValueError(f"{name} is not the image whose turn it is")
         self._grids.append(grid)
         if len(self._grids) == len(names):
-            with atomic_path(path) as temporary, h5py.File(temporary, "w") as part:
+            with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as part:
                 for written, features in zip(names, self._grids, strict=True):
                     part.create_dataset(f"{written}/{FEATURES}", data=features)
             self._grids = []
@@ -100,10 +100,10 @@ class Hdf5Writer:
         # in the folder of the parts, where what a killed run left is overwritten or swept away
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._folder / "whole.h5"
-        with h5py.File(temporary, "w") as whole:
+        with h5py.File(temporary, "w", locking=False) as whole:
             for path, names in self._parts:
                 try:
-                    with h5py.File(path, "r") as part:
+                    with h5py.File(path, "r", locking=False) as part:
                         for name in names:
                             part.copy(name, whole)
                 except Exception as error:  # a damaged file can raise anything
@@ -127,7 +127,7 @@ def signature_of(path: str | Path) -> str | None:
     if not path.exists():
         return None
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             signature = file.attrs.get(_SIGNATURE)
     except Exception as error:  # a damaged file can raise anything
         raise UserError(

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from generations.datasets.caption_text import caption_words, has_inner_stops, without_stops
+from generations.datasets.tally import Tally
 from generations.datasets.tokenizer import clean_caption
 from generations.errors import UserError
 from generations.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-MAX_CAPTIONS = 5
+MAX_CAPTIONS = 5  # of an image that training draws from; all are scored against
 PAINTED_CAPTIONS = 30000
 IMAGE_SPLITS = ("train", "restval", "val", "test")  # of an image
 _MEMBERS = {  # what may be asked for
@@ -28,6 +30,12 @@ _MEMBERS = {  # what may be asked for
     "val": ("val",),
     "test": ("test",),
 }
+_SPLIT_NAMES = {  # as others call them
+    **dict.fromkeys(("training", "trn"), "train"),
+    **dict.fromkeys(("valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("testing", "tst"), "test"),
+}
+INNER_STOPS = "captions with full stops inside, which would end them (u.s. -> us, 2.5 -> 2 5)"
 _SHOWN = 5  # problems that are listed one by one
 
 
@@ -40,7 +48,7 @@ class ImageRecord:
         path: of the file, relative to the folder of images, with forward slashes.
         image_id: unique; of COCO images their COCO id.
         split: train, restval, val or test.
-        captions: 1 to 5 texts, each the words joined by spaces and a full stop.
+        captions: one text or more, each the words joined by spaces and a full stop.
     """
 
     name: str
@@ -66,7 +74,10 @@ def read_karpathy(path: str | Path, skip_bad: bool = False) -> list[ImageRecord]
 
     Source: SPEC 3.
     """
-    return karpathy_records(read_json(path, "captions"), path, skip_bad)
+    tally = Tally()
+    records = karpathy_records(read_json(path, "captions"), path, skip_bad, tally)
+    tally.log(logger, f"captions {path}")
+    return records
 
 
 def read_split(path: str | Path, splits: str) -> list[ImageRecord]:
@@ -213,39 +224,65 @@ def report_problems(source: str, problems: Sequence[str], skip: bool, fix: str) 
     logger.warning("%s: left out %d images: %s", source, len(problems), text)
 
 
-def karpathy_records(content: Any, path: str | Path, skip_bad: bool) -> list[ImageRecord]:
+def karpathy_records(
+    content: Any, path: str | Path, skip_bad: bool, tally: Tally
+) -> list[ImageRecord]:
     """The records of what a Karpathy file holds; as `read_karpathy`."""
-    images = list_of(content, "images", path)
-    return read_all(images, _karpathy_record, f"captions {path}", skip_bad)
+
+    def parse(entry: Any, index: int) -> ImageRecord:
+        where = file_of(entry, "filename", index)
+        split = split_name(entry.get("split"), str(where))
+        captions = tuple(_karpathy_captions(entry, str(where), tally))
+        ids = (entry[key] for key in ("cocoid", "imgid") if key in entry)
+        return ImageRecord(where.stem, str(where), image_id_of(where, ids, index), split, captions)
+
+    return read_all(list_of(content, "images", path), parse, f"captions {path}", skip_bad)
 
 
-def _karpathy_record(entry: Any, index: int) -> ImageRecord:
-    where = file_of(entry, "filename", index)
-    if entry.get("split") not in IMAGE_SPLITS:
-        raise Problem(
-            str(where), f"has the split {entry.get('split')!r}, none of {', '.join(IMAGE_SPLITS)}"
-        )
-    captions = tuple(_karpathy_captions(entry, str(where)))
-    ids = (entry[key] for key in ("cocoid", "imgid") if key in entry)
-    return ImageRecord(
-        where.stem, str(where), image_id_of(where, ids, index), entry["split"], captions
-    )
+def split_name(given: Any, name: str) -> str:
+    """One of `IMAGE_SPLITS` for what a file calls it; raises `Problem`.
+
+    >>> split_name("Validation", "1.jpg"), split_name("train2014", "1.jpg")
+    ('val', 'train')
+    """
+    split = re.sub(r"20\d\d$", "", given.strip().lower()) if isinstance(given, str) else given
+    if isinstance(split, str):
+        split = _SPLIT_NAMES.get(split, split)
+    if split not in IMAGE_SPLITS:
+        raise Problem(name, f"has the split {given!r:.60}, none of {', '.join(IMAGE_SPLITS)}")
+    return split
 
 
-def _karpathy_captions(entry: Mapping[str, Any], name: str) -> Iterator[str]:
+def _karpathy_captions(entry: Mapping[str, Any], name: str, tally: Tally) -> Iterator[str]:
     sentences = entry.get("sentences")
     if not isinstance(sentences, list) or not sentences:
         raise Problem(name, "has no captions")
-    for number, sentence in enumerate(sentences[:MAX_CAPTIONS], 1):
-        tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
+    for number, sentence in enumerate(sentences, 1):
+        found = sentence if isinstance(sentence, dict) else {}
+        tokens = found.get("tokens")
+        if tokens is None and isinstance(found.get("raw"), str):
+            tokens = caption_words(found["raw"])
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise Problem(name, f"caption {number} has no tokens")
-        yield checked_caption(tokens, name, number)
+        yield checked_caption(tokens, name, number, tally, " ".join(tokens))
 
 
-def checked_caption(tokens: Sequence[str], name: str, number: int) -> str:
-    """A caption of these words; raises `Problem` if it is empty or no Unicode."""
-    text = " ".join(tokens)
+def checked_caption(
+    words: Sequence[str], name: str, number: int, tally: Tally, written: str
+) -> str:
+    """A caption of these words; raises `Problem` if it is empty or no Unicode.
+
+    Args:
+        words: of the caption; a full stop inside is taken out, since it would end the caption.
+        name: of the image.
+        number: of the caption.
+        tally: counts captions with such full stops.
+        written: the caption as it was written.
+    """
+    text = " ".join(words)
+    if "." in written:
+        text = " ".join(without_stops(words))
+        tally.changed.update([INNER_STOPS] if has_inner_stops(written) else [])
     if not text.strip():
         raise Problem(name, f"caption {number} is empty")
     if not _is_readable(text):

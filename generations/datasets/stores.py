@@ -186,7 +186,7 @@ class Hdf5Features:
         """The images in the file."""
         try:
             # a handle of its own: what a process opens before it forks is not for its children
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 yield from map(str, file)
         except Exception as error:  # a damaged file can raise anything
             raise self._damaged(error) from None
@@ -216,7 +216,7 @@ class Hdf5Features:
 
     def _open(self) -> h5py.File:
         if self._file is None or self._process != os.getpid():
-            self._file = h5py.File(self.path, "r")
+            self._file = h5py.File(self.path, "r", locking=False)
             self._process = os.getpid()
         return self._file
 

@@ -16,7 +16,7 @@ from generations.features.extractors import (
     identity,
     register,
 )
-from generations.features.images import find_images, load_image, load_images
+from generations.features.images import find_images, load_image, load_images, picture_files
 
 __all__ = [
     "ClusterAssigner",
@@ -31,6 +31,7 @@ __all__ = [
     "identity",
     "load_image",
     "load_images",
+    "picture_files",
     "register",
     "sample_cells",
 ]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from generations.errors import UserError
 MAX_PIXELS = 100_000_000  # of one image; more is refused as a decompression bomb
 # Pillow knows more, among them formats that start other programs
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -82,7 +84,8 @@ def find_images(folder: str | Path, paths: Sequence[str]) -> list[Path | None]:
     Args:
         folder: where to look.
         paths: relative paths. A file that is not at its path is looked for by its name, in all
-            folders below.
+            folders below; there neither letter case nor the composition of accents counts, unless
+            names differ in nothing else.
 
     Returns:
         For each path the file, or None if there is none or several have its name.
@@ -101,16 +104,31 @@ def find_images(folder: str | Path, paths: Sequence[str]) -> list[Path | None]:
             continue
         if by_name is None:
             by_name = _files_by_name(folder)
-        places = by_name.get(Path(path).name, [])
+        name = Path(path).name
+        places = by_name.get(_folded(name), [])
+        exact = [place for place in places if place.name == name]
+        places = exact or places
         found.append(places[0] if len(places) == 1 else None)
     return found
+
+
+def picture_files(folder: str | Path) -> Iterator[Path]:
+    """All files in a folder and below whose suffix is that of a picture."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                yield Path(parent, name)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _files_by_name(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
-            files.setdefault(name, []).append(Path(parent, name))
+            files.setdefault(_folded(name), []).append(Path(parent, name))
     return files
 
 

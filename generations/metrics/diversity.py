@@ -1,9 +1,34 @@
-"""How varied captions are."""
+"""How varied captions are, and how many break off."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from generations.errors import UserError
+
+# words that no caption ends with; prepositions that may ("drives by", "to sit on") are not among
+# them
+BAD_ENDINGS = {
+    *("a", "an", "the", "and", "or", "but", "of", "with", "at", "to", "for", "from", "into"),
+    *("onto", "than", "as", "if", "while", "that", "his", "her", "its", "their"),
+    *("is", "are", "was", "were"),
+}
+
+
+def bad_endings(captions: Sequence[str]) -> float:
+    """Share of captions that end with a word of `BAD_ENDINGS`, or that are empty.
+
+    Captions that CIDEr-D rewards without looking at their end come to break off ("a man with a").
+
+    Args:
+        captions: of any form; a full stop at the end does not count.
+
+    Raises:
+        UserError: no captions.
+    """
+    if not captions:
+        raise UserError("bad_endings: there are no captions")
+    last = [caption.lower().replace(".", " ").split()[-1:] for caption in captions]
+    return sum(not end or end[0] in BAD_ENDINGS for end in last) / len(captions)
 
 
 def diversity(captions: Sequence[str], known: Iterable[str] = ()) -> dict[str, float]:

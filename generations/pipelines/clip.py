@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
-from generations.clip import ClipModel, ClipTrainSettings, load_clip, save_clip, train_clip
+from generations.clip import ClipModel, ClipTrainSettings, save_clip, train_clip
 from generations.datasets import ImageRecord, clean_caption
 from generations.errors import UserError
 from generations.features import load_image
 from generations.metrics.r_precision import r_precision
 from generations.pipelines import assembly
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.sources import image_files
 from generations.rewards import clip_score
 from generations.runtime import Runtime
@@ -133,7 +134,7 @@ def picture_scorer(cfg: CfgNode, runtime: Runtime) -> Callable[[Tensor, list[str
     Source: SPEC 8.
     """
     generator = assembly.load_image_generator(cfg, runtime)
-    clip = load_clip(cfg.clip.model, cfg.clip.weights, runtime.device)
+    clip = load_configured_clip(cfg, runtime.device)
 
     def score(features: Tensor, captions: list[str]) -> Tensor:
         rng = torch.Generator(features.device).manual_seed(int(torch.randint(2**62, ())))

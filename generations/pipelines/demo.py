@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from generations.clip import ClipModel, load_clip
+from generations.clip import ClipModel
 from generations.datasets import ImageRecord, clean_caption, read_split
 from generations.errors import UserError
 from generations.features import find_images, load_image
@@ -22,6 +22,7 @@ from generations.pipelines.captioning import (
     write_alternatives,
     write_captions,
 )
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.extraction import remembered_extractor
 from generations.pipelines.painting import PaintingSettings, painting_settings
 from generations.pipelines.painting_steps import trace_painting
@@ -240,7 +241,7 @@ def _load_clip(cfg: CfgNode, here: Runtime) -> ClipModel | None:
     at_hand = Path(cfg.clip.weights).is_file()
     if not (at_hand or cfg.rerank == "clip"):
         return None
-    return load_clip(cfg.clip.model, cfg.clip.weights, here.device)
+    return load_configured_clip(cfg, here.device)
 
 
 def _different(written: WrittenAlternatives) -> list[tuple[str, float | None]]:

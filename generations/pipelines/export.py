@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from generations.checkpoint import read_tensors, save_pretrained
-from generations.clip import load_clip, save_clip
+from generations.clip import save_clip
 from generations.config import PATHS, default_config
 from generations.datasets import read_split
 from generations.errors import UserError
 from generations.files import atomic_path, write_json, write_text
 from generations.pipelines import assembly
 from generations.pipelines.clip import is_small_clip
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.demo import EXAMPLES, dataset_examples
 from generations.pipelines.extraction import description_of
 from generations.pipelines.manifest import MANIFEST
@@ -88,7 +89,7 @@ def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str
     generator = assembly.load_image_generator(cfg, here)
     assembly.open_tokenizer(cfg)
     small_clip = is_small_clip(cfg) and Path(cfg.clip.weights).is_file()
-    clip = load_clip(cfg.clip.model, cfg.clip.weights) if small_clip else None
+    clip = load_configured_clip(cfg) if small_clip else None
     if Path(start.path).resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder} holds the weights themselves: choose another folder")
     examples = _examples(cfg)

@@ -11,7 +11,6 @@ from torchvision.models import ResNet50_Weights
 from yacs.config import CfgNode
 
 from generations.checkpoint import read_tensors
-from generations.clip import load_clip
 from generations.efficientnet import (
     MEAN,
     STD,
@@ -25,6 +24,7 @@ from generations.image_generator.perceptual import StageFeatures, resnet50_featu
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.metrics.inception import is_at_hand
 from generations.metrics.kid import kernel_distance
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.image_statistics import open_network
 from generations.pipelines.picture_evaluation import clip_name
 
@@ -134,7 +134,10 @@ class ReconstructionDistance:
         self._network = open_network(
             cfg,
             device,
-            lambda: (clip_name(cfg), load_clip(cfg.clip.model, cfg.clip.weights, device)),
+            lambda: (
+                clip_name(cfg),
+                load_configured_clip(cfg, device),
+            ),
         )
         self._device = device
         self._pictures = pictures

@@ -251,6 +251,7 @@ def real_statistics(
         here,
         skip_bad=bool(cfg.eval_skip_bad),
         size=cfg.eval_image_size,
+        crop=cfg.eval_resize == "crop",
     )
     for places, pixels in batches:
         meter.update(places, pixels)
@@ -267,6 +268,7 @@ def real_statistics(
 def _cache_file(cfg: CfgNode, network: EvaluationNetwork, files: Sequence[Path]) -> Path:
     facts = [network.label, network.weights_hash]
     facts += [str(cfg[key]) for key in ("eval_image_size", "eval_skip_bad", "seed")]
+    facts += ["crop"] if cfg.eval_resize == "crop" else []
     for file in files:
         try:
             found = file.stat()

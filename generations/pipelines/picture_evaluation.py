@@ -9,11 +9,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from generations.clip import ClipModel, load_clip
+from generations.clip import ClipModel
 from generations.datasets import clean_caption, read_karpathy
 from generations.datasets.hard_samples import read_hard_samples
 from generations.datasets.word_swaps import find_words, hard_sets
 from generations.errors import UserError
+from generations.files import read_json
 from generations.metrics.precision_recall import precision_recall
 from generations.pipelines.clip_metrics import (
     ClipEmbeddings,
@@ -22,6 +23,7 @@ from generations.pipelines.clip_metrics import (
     clip_r_precision,
     clip_scores,
 )
+from generations.pipelines.configured_clip import load_configured_clip
 from generations.pipelines.image_statistics import (
     EvaluationNetwork,
     FeatureMeter,
@@ -38,6 +40,7 @@ from generations.pipelines.pictures import (
     read_pictures,
     share,
 )
+from generations.pipelines.protocols import check_count, described
 from generations.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -72,12 +75,13 @@ class _Clip:
     def __call__(self) -> tuple[str, ClipModel]:
         """Its name and the model."""
         if self._model is None:
-            parts = self._cfg.clip
-            self._model = load_clip(parts.model, parts.weights, self._here.device)
+            self._model = load_configured_clip(self._cfg, self._here.device)
         return clip_name(self._cfg), self._model
 
 
-def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigures:
+def evaluate_pictures(
+    cfg: CfgNode, folder: Path, here: Runtime, protocol_name: str | None = None
+) -> PictureFigures:
     """Measure a folder of pictures by all that the flags eval_* ask for.
 
     Args:
@@ -85,12 +89,14 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
         folder: with manifest.json, or pictures named img<number>.<caption>.png; for FID and IS
             alone any folder of images.
         here: where to run; each process reads its share.
+        protocol_name: the protocol that the configuration follows, if it has a name.
 
     Raises:
         UserError: pictures, captions, real images or networks that are missing or do not fit.
     """
     by_clip = bool(cfg.eval_clipscore or cfg.eval_rprec or cfg.eval_rprec_hard)
     pictures = _pictures(folder, by_clip)
+    check_count(protocol_name, len(pictures))
     by_reals = bool(cfg.eval_fid or cfg.eval_prc)
     reals = real_files(cfg) if by_reals else []
     hard = hard_captions(cfg, pictures) if cfg.eval_rprec_hard else {}
@@ -114,13 +120,15 @@ def evaluate_pictures(cfg: CfgNode, folder: Path, here: Runtime) -> PictureFigur
                 meter.update(places, pixels)
     figures: dict[str, float] = {}
     protocol: list[str] = []
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {**described(protocol_name, cfg), "sampling": _sampling(folder)}
     per_item: list[dict[str, Any]] = []
     if by_captions is not None:
         embeddings = by_captions.embeddings(here)
+        cropped = clip()[1].cropped_texts
         figures |= _clip_figures(cfg, clip()[1], embeddings, hard)
         per_item = _per_item(pictures, embeddings)
         details["images"] = len(embeddings.places)
+        details["captions_cropped_by_clip"] = cropped
         protocol.append(f"CLIP {clip_name(cfg)}, prompt {cfg.clip.prompt!r}")
         details["clip_weights_sha256"] = _file_hash(cfg.clip.weights)
     if hard:
@@ -147,6 +155,14 @@ def _pictures(folder: Path, with_captions: bool) -> list[PaintedPicture]:
     if with_captions or (folder / "manifest.json").exists():
         return read_painted_folder(folder)
     return [PaintedPicture(path, "") for path in list_images(folder, "pictures to score")]
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    """How the pictures were painted, as their manifest says."""
+    manifest = folder / "manifest.json"
+    content = read_json(manifest, "manifest") if manifest.exists() else {}
+    found = content if isinstance(content, dict) else {}
+    return {name: value for name, value in found.items() if name != "items"}
 
 
 def hard_captions(cfg: CfgNode, pictures: list[PaintedPicture]) -> dict[str, dict[int, list[str]]]:

@@ -133,6 +133,7 @@ def read_pictures(
     *,
     skip_bad: bool = False,
     size: int | None = None,
+    crop: bool = False,
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Read pictures in order, a batch at a time.
 
@@ -142,7 +143,8 @@ def read_pictures(
         batch_size: most pictures at once.
         here: the processes that share the work; all of them must read to the end.
         skip_bad: leave out what cannot be read, with a warning at the end that counts and names.
-        size: resize each to a square of that side (Lanczos, the aspect ratio is not kept).
+        size: resize each to a square of that side (Lanczos).
+        crop: resize its middle square, else the whole of it, whose aspect ratio is not kept.
 
     Yields:
         Places, and pixels (height, width, 3) uint8 of each. Once a picture could not be read and
@@ -159,7 +161,7 @@ def read_pictures(
             pixels: list[np.ndarray] = []
             for place in part:
                 try:
-                    pixels.append(_resized(load_image(files[place]), size))
+                    pixels.append(_resized(load_image(files[place]), size, crop))
                     good.append(place)
                 except UserError as error:
                     problems.append(str(error))
@@ -180,8 +182,15 @@ def share(count: int, here: Runtime, first: int = 0) -> range:
     return range(first + here.rank, count, here.world_size)
 
 
-def _resized(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    if size is None or pixels.shape[:2] == (size, size):
+def _resized(pixels: np.ndarray, size: int | None, crop: bool) -> np.ndarray:
+    if size is None:
+        return pixels
+    if crop:
+        high, wide = pixels.shape[:2]
+        side = min(high, wide)
+        top, left = (high - side) // 2, (wide - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    if pixels.shape[:2] == (size, size):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
 

@@ -7,7 +7,6 @@ one stays.
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,23 +19,19 @@ from generations.datasets import (
     occurring_pieces,
     open_feature_store,
     open_feature_writer,
-    read_captions,
     read_karpathy,
-    report_problems,
     select_splits,
     write_array_pickle,
-    write_karpathy,
 )
 from generations.errors import UserError
 from generations.features import (
     ClusterAssigner,
     Extractor,
-    find_images,
     fit_kmeans,
     load_images,
     sample_cells,
 )
-from generations.files import atomic_path, read_json, write_text
+from generations.files import atomic_path, write_text
 from generations.pipelines.clip import train_small_clip
 from generations.pipelines.extraction import configured_extractor
 from generations.pipelines.generator import train_image_generator
@@ -46,89 +41,6 @@ from generations.progress import progress_bar
 from generations.runtime import Runtime, wait_for_all
 
 logger = logging.getLogger(__name__)
-
-
-# --- captions ------------------------------------------------------------------------------------
-
-
-def prepare_captions(cfg: CfgNode, here: Runtime) -> None:
-    """Check captions and images, and write them as a Karpathy split file.
-
-    Every image is decoded once, so that the steps after this one meet no bad ones; with
-    features.skip_bad 1 bad images and captions are left out, counted and listed.
-
-    Raises:
-        UserError: bad images or captions, or dataset_coco was not written by this step.
-    """
-    check_sources(cfg)
-    _check_ours(cfg)
-    skip = bool(cfg.features.skip_bad)
-    records = read_captions(cfg.captions_file, cfg.seed, skip)
-    files = find_images(cfg.images_dir, [record.path for record in records])
-    problems = {
-        record.path: f"{record.path} is missing (or several folders have a file of its name)"
-        for record, file in zip(records, files, strict=True)
-        if file is None
-    }
-    report_problems(
-        f"images_dir {cfg.images_dir}",
-        list(problems.values()),
-        skip,
-        "add the images, remove them from captions_file, or set features.skip_bad 1",
-    )
-    kept = [record for record in records if record.path not in problems]
-    unreadable = _unreadable(cfg, [file for file in files if file is not None])
-    report_problems(
-        "images",
-        [problem for problem in unreadable if problem],
-        skip,
-        "mend these, remove them from captions_file, or set features.skip_bad 1",
-    )
-    kept = [record for record, problem in zip(kept, unreadable, strict=True) if not problem]
-    if not any(record.split == "train" for record in kept):
-        raise UserError(f"captions {cfg.captions_file}: no image of the split train is left")
-    write_karpathy(cfg.dataset_coco, kept, cfg.captions_file)
-    splits = {split: 0 for split in ("train", "restval", "val", "test")}
-    for record in kept:
-        splits[record.split] += 1
-    left_out = len(records) - len(kept)
-    note(cfg, "captions", source=cfg.captions_file, images=splits, left_out=left_out)
-    logger.info("captions: %s; %d left out -> %s", splits, left_out, cfg.dataset_coco)
-
-
-def check_sources(cfg: CfgNode) -> None:
-    """Raise a UserError unless the configuration says where images and captions are."""
-    for key, what in (("images_dir", "the folder of images"), ("captions_file", "their captions")):
-        if not cfg[key]:
-            raise UserError(
-                f"{key} is empty: give {what}, for example images_dir /path/to/images "
-                "captions_file /path/to/dataset.json (a Karpathy split file, COCO "
-                "captions_*.json, .csv or .tsv); for the mini world run the step mini-world first"
-            )
-
-
-def _check_ours(cfg: CfgNode) -> None:
-    """Raise rather than write over a split file of the user's."""
-    if not Path(cfg.dataset_coco).exists():
-        return
-    content = read_json(cfg.dataset_coco, "dataset_coco")
-    if not isinstance(content, dict) or "prepared_from" not in content:
-        raise UserError(
-            f"dataset_coco {cfg.dataset_coco} was not made by prepare.py and would be overwritten: "
-            "move it away, or choose another data_dir; if it is the split file to use, skip the "
-            "step captions"
-        )
-
-
-def _unreadable(cfg: CfgNode, files: Sequence[Path]) -> list[str]:
-    """For each image file what is wrong with it, or ''."""
-    problems: list[str] = []
-    batches = load_images(files, cfg.grid_size, cfg.features.batch_size, cfg.num_workers)
-    with progress_bar(len(files), "checking images", "image") as bar:
-        for batch in batches:
-            problems += [str(image) if isinstance(image, UserError) else "" for image in batch]
-            bar.update(len(batch))
-    return problems
 
 
 # --- vocabulary ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from generations.datasets import clean_caption, read_split, reference_captions
 from generations.errors import StopRequested
 from generations.metrics.captions import score_captions
+from generations.metrics.diversity import bad_endings
 from generations.modeling import UnifiedTransformer
 from generations.pipelines import assembly
 from generations.pipelines.captioning import CaptioningSettings, write_captions
@@ -93,10 +94,11 @@ class Validation:
             scores = score_captions(
                 hypotheses, reference_captions(self._records), ("cider_d", "bleu")
             )
+            scores["bad_endings"] = bad_endings(list(hypotheses.values()))
             self._monitor.scalars(iteration, {f"val/{name}": scores[name] for name in scores})
             logger.info(
-                "iteration %d: val CIDEr-D %.3f, BLEU-4 %.3f",
-                *(iteration, scores["cider_d"], scores["bleu4"]),
+                "iteration %d: val CIDEr-D %.3f, BLEU-4 %.3f, bad endings %.1f %%",
+                *(iteration, scores["cider_d"], scores["bleu4"], 100 * scores["bad_endings"]),
             )
             self._show(iteration, hypotheses)
             found.append(scores["cider_d"])

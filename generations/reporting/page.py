@@ -24,6 +24,7 @@ FIGURES = {
         "CIDEr-D of people",
         "each image's first caption against its others: the scale to read CIDEr-D on",
     ),
+    "bad_endings": ("bad endings", "share of captions that break off, as “a man with a” does"),
     "clip_score": ("CLIPScore", "agreement of pictures and their captions by CLIP, 0 to 250"),
     "bleu1": ("BLEU-1", "words in common"),
     "bleu2": ("BLEU-2", "word pairs in common"),

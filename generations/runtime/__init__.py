@@ -12,6 +12,7 @@ from generations.runtime.base import (
     wait_for_all,
 )
 from generations.runtime.late import Later
+from generations.runtime.machine import warn_of_little_shared_memory
 from generations.runtime.parallel import (
     clip_gradients,
     data_parallel,
@@ -40,6 +41,7 @@ __all__ = [
     "shard_like",
     "start",
     "wait_for_all",
+    "warn_of_little_shared_memory",
     "whole",
     "whole_weights",
     "without_sync",

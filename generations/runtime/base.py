@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from generations.errors import ProcessLostError, UserError
+from generations.runtime.machine import choose_device, describe, shared_memory_is_full
 from generations.runtime.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ def start(
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if distribute else 1
-    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     precision = precision or Precision()
@@ -150,14 +151,20 @@ def start(
             distributed.init_process_group(
                 backend, timeout=patience, store=store, rank=rank, world_size=world_size
             )
-        yield Runtime(chosen, rank, world_size, precision.autocast_dtype(chosen), meeting)
+        dtype = precision.autocast_dtype(chosen)
+        if not rank:
+            logger.info("%s", describe(chosen, world_size, dtype, precision.tf32))
+        yield Runtime(chosen, rank, world_size, dtype, meeting)
     except Exception as error:
         who = _lost(error)
-        told = str(error) if isinstance(error, UserError) else ""
+        full = shared_memory_is_full(error)
+        told = full or (str(error) if isinstance(error, UserError) else "")
         _clear_frames(error)
         elsewhere = _part(store, world_size, told) if who or told else ""
         if elsewhere and not told:
             raise UserError(f"another process ended the run: {elsewhere}") from None
+        if full:
+            raise UserError(full) from error
         if not who:
             raise
         raise ProcessLostError(
@@ -265,47 +272,6 @@ def _lost(error: Exception) -> str:
     if isinstance(error, distributed.DistError) or any(sign in text for sign in _LOSS):
         return "the others; the first of them that failed says why"
     return ""
-
-
-def _device(name: str, local_rank: int | None) -> torch.device:
-    if name == "auto":
-        name = "cpu"
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-        elif _gpu_is_there():
-            logger.warning(
-                "this machine has a GPU that PyTorch %s (for CUDA %s) cannot use: this runs on the "
-                "CPU; a driver that fits, or another build of PyTorch, is wanted",
-                *(torch.__version__, torch.version.cuda),
-            )
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"device {name}: this machine has no usable GPU; use device cpu")
-        if device.index is None:
-            device = torch.device("cuda", local_rank or 0)
-        elif local_rank is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                f"device {device}: several processes of this machine would share one GPU; use "
-                "device cuda, which gives each its own"
-            )
-        if device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"device {device}: there are {torch.cuda.device_count()} GPUs here; "
-                "lower NUM_GPUS or widen CUDA_VISIBLE_DEVICES"
-            )
-    return device
-
-
-def _gpu_is_there() -> bool:
-    """Whether there is an NVIDIA GPU that nobody hides."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
-    return not hidden and Path("/proc/driver/nvidia/version").exists()
 
 
 def seed_everything(*parts: int) -> None:

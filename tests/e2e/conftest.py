@@ -8,8 +8,8 @@ from commands import SMALL, run
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """A prepared mini world of 60 pictures."""
-    folder = tmp_path_factory.mktemp("world")
+    """A prepared mini world of 60 pictures; the folder's name is one that people choose."""
+    folder = tmp_path_factory.mktemp("Bilder für Übung 1")
     where = ("data_dir", str(folder))
     run("prepare.py", "mini-world", "--sizes", "40", "10", "10", *SMALL(folder))
     run("prepare.py", "all", *SMALL(folder))

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 @pytest.fixture(scope="session")
 def trained(world, tmp_path_factory) -> Path:
     """Six iterations of stage 1; returns save_dir."""
-    models = tmp_path_factory.mktemp("models")
+    models = tmp_path_factory.mktemp("Modelle, größer")
     run("main.py", *SMALL(world, models), "exp_id", "a", "test_interval", "4", "test_num", "4")
     return models
 

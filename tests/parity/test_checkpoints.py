@@ -113,6 +113,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB
 """
 
 
+@pytest.mark.slow
 def test_full_size_strict_load_in_little_memory(tmp_path):
     """Slow (some 20 s): 240 million weights in a process of its own, to measure its peak."""
     command = [sys.executable, "-c", FULL_SIZE, str(FOLDER.parent), str(tmp_path / "full.pth")]

@@ -112,6 +112,7 @@ def pixels() -> torch.Tensor:
     return F.interpolate(coarse, (64, 48), mode="bicubic").mul(255).clamp(0, 255).byte()
 
 
+@pytest.mark.slow
 def test_tf_protocol_equals_pytorch_fid_with_weights_of_a_local_file(tmp_path, pixels, monkeypatch):
     state = inception_weights(1008, aux=False)
     torch.save(state, tmp_path / "pt_inception.pth")

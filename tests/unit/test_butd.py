@@ -267,6 +267,7 @@ def test_features_are_fc6_after_relu_of_the_boxes():
         np.testing.assert_allclose(found.reshape(grid * grid, -1), expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_pictures_of_all_sizes_from_a_file_and_from_random_weights(tmp_path):
     path = tmp_path / "detectron_model.pth"
     torch.save({"model": checkpoint(TINY), "iteration": 180000, "optimizer": {}}, path)

@@ -326,9 +326,60 @@ def test_a_tag_brings_its_activation_function(files, monkeypatch, small_vit_b32,
     assert clip.encode_images(pixels) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_local_file_for_a_name_warns_of_the_activation(files, small_vit_b32, caplog):
-    load_clip("ViT-B/32", files[1])
-    assert "ViT-B-32-quickgelu" in caplog.text
+def quick_gelu_of(clip) -> bool:
+    return any("QuickGELU" in type(module).__name__ for module in clip.network.modules())
+
+
+def published(path: Path, half: bool = False, keys: bool = False) -> str:
+    """Weights as OpenAI's state dicts have them: products in float16, norms not; three numbers."""
+    state = make_network().state_dict()
+    products = ("conv1.weight", "proj", "c_fc.weight")
+    state = {
+        name: value.half() if half and name.endswith(products) else value
+        for name, value in state.items()
+    }
+    numbers = {"input_resolution": 32, "context_length": 12, "vocab_size": 49408}
+    state |= {name: torch.tensor(value) for name, value in numbers.items()} if keys else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    ("name", "how", "quick"),
+    [
+        ("mine", {"half": True}, True),
+        ("mine", {"keys": True}, True),
+        ("ViT-B-32-openai", {}, True),
+        ("models--timm--vit.openai/snapshots/a/open_clip_model", {}, True),
+        ("ViT-B-32-laion2b_s34b", {}, False),
+        ("models--laion--CLIP/snapshots/a/open_clip_model", {}, False),
+    ],
+)
+def test_a_local_file_tells_its_activation(tmp_path, small_vit_b32, name, how, quick, suffix):
+    path = published(tmp_path / f"{name}{suffix}", **how)
+    assert quick_gelu_of(load_clip("ViT-B/32", path)) == quick
+
+
+def test_a_local_file_that_does_not_tell_its_activation_is_refused(tmp_path, small_vit_b32):
+    path = published(tmp_path / "mine.pt")
+    with pytest.raises(UserError, match=r"mine\.pt: it does not say .*clip\.quick_gelu 1 .* or 0"):
+        load_clip("ViT-B-32", path)
+    assert quick_gelu_of(load_clip("ViT-B-32", path, quick_gelu="1"))
+    assert not quick_gelu_of(load_clip("ViT-B-32", path, quick_gelu="0"))
+    for quick in (True, False):
+        content = {"model_cfg": {**VIT, "quick_gelu": quick}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+        assert quick_gelu_of(load_clip("ViT-B-32", path)) == quick
+
+
+def test_texts_longer_than_the_context_are_told_once(clip, caplog):
+    assert not caplog.text
+    for _ in range(2):
+        clip.encode_text(["a dog", "a dog " * 9, "a cat " * 9])
+    assert caplog.text.count("CLIP reads 12 tokens of a text; 2 of these 3 texts") == 1
+    assert clip.cropped_texts == 4
 
 
 def test_missing_weights_say_where_to_get_them_and_how_to_do_without(monkeypatch):
@@ -436,6 +487,7 @@ def to_batch(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
 
+@pytest.mark.slow
 def test_a_small_clip_learns_to_find_captions(trained):
     clip, logs = trained
     images, captions, kinds = color_world(200, seed=1)

@@ -16,6 +16,7 @@ from generations.datasets import (
     InfiniteSampler,
     collapse_repeated_words,
     collate,
+    cropped_captions,
     painting_captions,
     read_captions,
     read_karpathy,
@@ -23,9 +24,11 @@ from generations.datasets import (
     select_splits,
     write_karpathy,
 )
-from generations.datasets.caption_files import caption_words, deal_out
+from generations.datasets.caption_text import caption_words
+from generations.datasets.captioning import encode_references
+from generations.datasets.intake.entries import deal_out
 from generations.errors import UserError
-from generations.vocabulary import CLS, MASK, PAD, SEP
+from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
 
 TOKENIZER = CaptionTokenizer()
 
@@ -63,7 +66,8 @@ def test_reads_names_paths_and_ids(tmp_path):
         ("a dog runs.",),
     )
     assert [record.image_id for record in found] == [42, 5, 9, 3]
-    assert found[3].captions == ("a / b 🐶.", "x.", "y.", "z.", "v.")
+    assert found[3].captions == ("a / b 🐶.", "x.", "y.", "z.", "v.", "w.")
+    assert encode_references(found, TOKENIZER)[1].tolist()[3] == [7, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +92,8 @@ bad_images = pytest.mark.parametrize(
     [
         ({"filename": "bad.jpg", "split": "train"}, r"bad\.jpg: has no captions"),
         (entry("bad", captions=["a dog", "  "]), r"bad\.jpg: caption 2 is empty"),
-        ({**entry("bad"), "sentences": [{"raw": "x"}]}, r"bad\.jpg: caption 1 has no tokens"),
-        (entry("bad", split="valid"), r"bad\.jpg: has the split 'valid'"),
+        ({**entry("bad"), "sentences": [{"sentid": 3}]}, r"bad\.jpg: caption 1 has no tokens"),
+        (entry("bad", split="some"), r"bad\.jpg: has the split 'some'"),
         (entry("good"), r"good\.jpg: has the name good of good\.jpg"),
         (entry("bad", cocoid=0), r"bad\.jpg: has the id 0 of good\.jpg"),
         (entry("bad", filepath="../.."), "outside of the folder"),
@@ -154,7 +158,9 @@ def test_any_json_is_read_or_refused(tmp_path_factory, content):
 
 
 captions = st.lists(
-    st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=5
+    st.text(st.characters(codec="utf-8", exclude_characters="."), min_size=1).filter(str.strip),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -230,7 +236,7 @@ def test_reads_flickr30k_of_karpathy(tmp_path):
 def test_coco_image_without_captions(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}))
-    with pytest.raises(UserError, match=r"a\.png: has no captions"):
+    with pytest.raises(UserError, match=r"no images with captions .* 1 images without annotation"):
         read_captions(path)
 
 
@@ -373,9 +379,27 @@ def test_batch_of_samples():
 def test_every_caption_and_position_is_drawn():
     data = dataset(text_length=4)
     drawn = [data[epoch, 2] for epoch in range(300)]
-    assert {sample.caption for sample in drawn} == set(data._records[2].captions)
+    assert {sample.caption for sample in drawn} == {"two dogs run", "a cat.", "word word word"}
     # 4 ids and one PAD, whose position counts too
     assert {sample.mask_position for sample in drawn} == {1, 2, 3, 4}
+
+
+def test_cropped_captions_are_counted():
+    """Those whose full stop is lost: 9 ids hold [CLS], 7 words and the stop."""
+    records = [
+        ImageRecord(str(n), "", n, "train", ("word " * (n - 1) + "word.", "a cat."))
+        for n in range(1, 40)
+    ]
+    assert cropped_captions(records, TOKENIZER, 9) == (32, 78)
+    assert cropped_captions(records, TOKENIZER, 99) == (39 - 23, 78)  # 25 ids are read at most
+    ids, lengths = encode_references(records, TOKENIZER)
+    ends = (ids[:, :, :9] == EOS).any(2)
+    assert ((lengths > 0) & ~ends).sum() == 32
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_lengths_are_those_of_the_ids(texts):
+    assert TOKENIZER.lengths(texts) == [len(TOKENIZER.encode(text, 999)) for text in texts]
 
 
 def test_draws_depend_on_seed_epoch_and_index_alone():

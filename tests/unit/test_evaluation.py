@@ -12,6 +12,7 @@ from PIL import Image
 
 from generations import evaluate
 from generations.clip import ClipTrainSettings, load_clip, save_clip, train_clip
+from generations.config import load_config
 from generations.datasets import ImageRecord, write_karpathy
 from generations.datasets.hard_samples import read_hard_samples
 from generations.errors import UserError
@@ -19,6 +20,7 @@ from generations.features import load_image
 from generations.pipelines import image_statistics
 from generations.pipelines.clip_metrics import caption_clip_scores, embed
 from generations.pipelines.pictures import read_painted_folder, read_pictures
+from generations.pipelines.protocols import PROTOCOLS, Protocol, apply_protocol
 from generations.rewards.clip_score import clip_score
 from generations.runtime import Runtime
 
@@ -103,6 +105,7 @@ ALL = (
 )
 
 
+@pytest.mark.slow
 def test_good_pictures_have_good_figures_and_noise_bad_ones_in_every_metric(world, painted, caplog):
     with caplog.at_level(logging.WARNING):
         good = measure(world, painted, *ALL)["figures"]
@@ -354,3 +357,48 @@ def test_hard_captions_of_files_belong_to_the_pictures_with_the_same_words(tmp_p
     (tmp_path / "color.json").write_text(json.dumps(lists))
     with pytest.raises(UserError, match="of other captions"):
         read_hard_samples(tmp_path, ["nothing."])
+
+
+# --- protocols -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_fixes_every_choice(name):
+    cfg = apply_protocol(load_config(), name)
+    assert (cfg.eval_fid, cfg.eval_clipscore, cfg.eval_rprec) == (1, 1, 1)
+    assert (cfg.eval_image_size, cfg.test_val2014, cfg.test_num, cfg.seed) == (256, 1, -1, 123)
+    assert cfg.eval_resize == {"coco30k": "crop", "original": "squash"}[name]
+    assert apply_protocol(cfg, name) == cfg and cfg.is_frozen()
+    with pytest.raises(
+        UserError, match=f"--protocol {name} sets eval_image_size to 256, but .* 64"
+    ):
+        apply_protocol(load_config(overrides=["eval_image_size", "64"]), name)
+
+
+def test_a_protocol_is_written_beside_the_figures(world, painted, monkeypatch):
+    keys = {"eval_protocol": "network", "eval_resize": "crop", "eval_fid": 1, "eval_rprec": 1}
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("coloured fields", COUNT, keys))
+    content = json.loads((painted / "manifest.json").read_text())
+    (painted / "manifest.json").write_text(json.dumps({"steps": 4, "seed": 5, **content}))
+    options = ("eval_fid", "1", "eval_rprec", "1")
+    found = measure(world, painted, *options, "eval_resize", "crop", "--protocol", "tiny")
+    assert (found["protocol_name"], found["protocol_text"]) == ("tiny", "coloured fields")
+    assert found["choices"]["eval_resize"] == "crop"
+    assert found["sampling"] == {"steps": 4, "seed": 5}
+    assert {"r_precision", f"fid_clip-{world.name}"} <= found["figures"].keys()
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("coloured fields", COUNT + 1, keys))
+    with pytest.raises(UserError, match=r"--protocol tiny is of 105 pictures, but there are 104"):
+        measure(world, painted, *options, "--protocol", "tiny")
+
+
+def test_real_images_are_squashed_or_cropped(tmp_path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 10:30] = 255  # the middle square
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+
+    def read(crop: bool) -> np.ndarray:
+        ((_, (found,)),) = read_pictures([tmp_path / "wide.png"], [0], 1, HERE, size=10, crop=crop)
+        return found
+
+    assert read(True).shape == read(False).shape == (10, 10, 3)
+    assert read(True).min() == 255 and read(False).min() == 0

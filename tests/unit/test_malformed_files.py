@@ -6,11 +6,13 @@ damage is in nothing it reads, read what was written. Never run anything, never 
 
 import copy
 import faulthandler
+import io
 import json
 import os
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -44,6 +46,7 @@ from generations.datasets import (
     open_cluster_store,
     open_feature_store,
     read_captions,
+    read_intake,
     read_karpathy,
     write_array_pickle,
 )
@@ -102,6 +105,28 @@ def coco() -> dict[str, Any]:
         "images": [{"id": n, "file_name": f"{name}.png"} for n, name in enumerate(NAMES)],
         "annotations": [{"image_id": n, "caption": "a dog"} for n in range(len(NAMES))],
     }
+
+
+def table(path: Path) -> None:
+    path.write_text("image,caption\n" + "".join(f'{name}.png,"a dog"\n' for name in NAMES))
+
+
+def tokens(path: Path) -> None:
+    path.write_text("".join(f"{name}.png#0\ta dog\n" for name in NAMES))
+
+
+def json_lines(path: Path) -> None:
+    rows = ({"file_name": f"{name}.png", "text": "a dog"} for name in NAMES)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tar_of_pairs(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in NAMES:
+            for kind, content in ((".png", bytes(99)), (".txt", b"a dog"), (".json", b"{}")):
+                member = tarfile.TarInfo(name + kind)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def features(path: Path) -> None:
@@ -262,6 +287,22 @@ READERS = {
     ),
     "coco": Reader(
         lambda path: path.write_text(json.dumps(coco())) and None, read_captions, "captions.json"
+    ),
+    "table of captions": Reader(table, read_captions, "c.csv"),
+    "keys and captions": Reader(tokens, read_captions, "c.token.txt"),
+    "lines of captions": Reader(json_lines, read_captions, "c.jsonl"),
+    "list of captions": Reader(
+        lambda path: (
+            path.write_text(json.dumps([{"image": f"{n}.png", "caption": "a"} for n in NAMES]))
+            and None
+        ),
+        read_captions,
+        "list.json",
+    ),
+    "tar of pairs": Reader(
+        tar_of_pairs,
+        lambda path: read_intake(path, images_dir=path.parent / "images", unpack=True).records,
+        "c.tar",
     ),
     "features": Reader(features, read_features, "f.h5"),
     "packed features": Reader(packed, read_features, "f.packed"),

@@ -32,6 +32,7 @@ def faults(what: str) -> int:
     return int(subprocess.run(command, env=variables, capture_output=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library cannot keep freed memory")
 def test_later_steps_take_the_memory_of_earlier_ones():
     # 64 MB are 16,384 pages, or 32 huge ones

@@ -13,6 +13,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from generations.errors import UserError
 from generations.metrics import captions
 from generations.metrics.captions import evaluate_captions, human_agreement, score_captions
+from generations.metrics.diversity import bad_endings
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.metrics.inception_score import inception_score
 from generations.metrics.precision_recall import precision_recall
@@ -83,6 +84,27 @@ def test_unknown_metric_is_named():
         score_captions({1: "a"}, {1: ["a"]}, ("cidre",))
 
 
+def test_cider_of_one_image_is_told_to_say_nothing(caplog):
+    assert score_captions({1: "a dog"}, {1: ["a dog", "a wet dog"]}, ("cider_d",))["cider_d"] == 0
+    assert "CIDEr-D of one image is 0 by definition" in caplog.text
+
+
+def test_all_references_are_scored_against():
+    """Seven, of which the last alone is the caption."""
+    references = {1: [f"no {word} here" for word in "abcdef"] + ["a dog runs on sand"], 2: ["x"]}
+    found = score_captions({1: "a dog runs on sand", 2: "x"}, references, ("bleu",))
+    assert found["bleu4"] == pytest.approx(1, abs=1e-3)
+
+
+def test_bad_endings_are_those_of_the_list():
+    ends = ["a dog on a", "a dog with a", "a dog of", "in the", "a dog and", "with", "a dog is"]
+    good = ["a dog.", "a man in a hat", "a bus that drives by", "something to sit on", ""]
+    assert bad_endings([end + "." for end in ends] + good) == pytest.approx(8 / 12)
+    assert bad_endings(["A dog on A . "]) == 1
+    with pytest.raises(UserError, match="no captions"):
+        bad_endings([])
+
+
 def test_java_is_the_bundled_one(monkeypatch, tmp_path):
     """Neither the tokenizer nor METEOR needs or takes a `java` of the system."""
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -92,6 +114,17 @@ def test_java_is_the_bundled_one(monkeypatch, tmp_path):
     assert scorer.meteor_p.poll() is None  # it runs
     assert os.environ["PATH"] == str(tmp_path)
     scorer.meteor_p.kill()
+
+
+def test_java_has_a_fixed_locale(monkeypatch):
+    """In German METEOR writes 0,5 and cannot read it."""
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
+    hypotheses, references = {1: "un été", 2: "a dog"}, {1: ["un été"], 2: ["a wet dog runs"]}
+    found = score_captions(hypotheses, references, ("meteor", "bleu"))
+    assert found["meteor"] == pytest.approx(0.3163, abs=1e-4)
+    assert found["bleu1"] == pytest.approx(0.6065, abs=1e-4)
+    assert os.environ["LC_ALL"] == "de_DE.ISO-8859-1"
 
 
 def test_missing_java_is_explained(monkeypatch, tmp_path):

@@ -265,6 +265,7 @@ print("finished", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [0, 1, 3, 6])
 def test_killed_process_loses_the_unfinished_part_alone(tmp_path, packed, added):
     path = tmp_path / "other" / "train.packed"

@@ -334,6 +334,7 @@ def test_image_generator_is_trained_and_loads(data):
         assert shown.size == (4 + 3 * 36, 4 + 20)  # three pairs of val, 16 x 16 each
 
 
+@pytest.mark.slow
 def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     # with a discriminator, and pictures read by other processes
@@ -452,6 +453,7 @@ def test_user_errors_of_workers_end_in_one_line():
     assert cli.one_line(UserError(text)) == "a.h5: wrong; mend it"
 
 
+@pytest.mark.slow
 def test_script_ends_with_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "prepare.py", "captions", "images_dir", str(tmp_path)],

@@ -90,7 +90,7 @@ def test_scores_the_newest_captions_of_the_run(data, run):
     assert scores["iteration"] == 20 and scores["images"] == 3 and scores["references"] == 9
     assert set(scores["figures"]) == {
         *("cider_d", "cider_d_human", "rouge_l", "bleu1", "bleu2", "bleu3", "bleu4"),
-        *("distinct1", "distinct2", "vocabulary", "novel"),
+        *("distinct1", "distinct2", "vocabulary", "novel", "bad_endings"),
     }
     assert scores["figures"]["cider_d"] > 0.3 and "per_item" not in scores
     evaluate.main([*data, "--captions", str(run / "captions_test_0000003.json"), "--per-item"])
@@ -230,6 +230,15 @@ def test_stage_1_is_shown_beside_stage_2(data, full_run):
     assert (summary["cider_d_stage1"], summary["cider_d_stage2"]) == (0.5, summary["cider_d"])
     html = (full_run / "report.html").read_text(encoding="utf-8")
     assert '<td class="number">0.500</td><td class="number">0.810</td>' in html
+    assert "do not agree" not in html
+    for folder, meteor in ((first, 0.3), (full_run, 0.2)):
+        (path,) = folder.glob("metrics_captions_test_*.json")
+        scores = json.loads(path.read_text())
+        scores["figures"]["meteor"] = meteor
+        path.write_text(json.dumps(scores))
+    report.main([*data, "--stage1", "first"])
+    html = (full_run / "report.html").read_text(encoding="utf-8")
+    assert "CIDEr-D changed by +0.3100 from stage 1 to stage 2 and METEOR by -0.1000" in html
     with pytest.raises(UserError, match="nothing: no metrics"):
         report.main([*data, "--stage1", "nothing"])
 

@@ -16,6 +16,7 @@ if [ "$1" = show ]; then printf 'first\\nsecond\\n'; else echo "$@" >> "$LOG"; f
 """
 PYTHON = """#!/usr/bin/env bash
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> "$LOG"
+[ -z "${SAVES:-}" ] || touch "$SAVES"
 if [ -n "${SIGNAL:-}" ]; then kill -USR1 "$PPID"; sleep 0.5; fi
 exit "$CODE"
 """
@@ -40,7 +41,8 @@ def slurm(tmp_path):
             "CODE": str(code),
             **more,
         }
-        command = ["bash", str(ROOT / "scripts" / "slurm.sh"), "run", "seed", "5"]
+        script = str(ROOT / "scripts" / "slurm.sh")
+        command = ["bash", script, "run", "seed", "5", "save_dir", str(tmp_path / "my models")]
         done = subprocess.run(command, env=variables, capture_output=True, timeout=60, check=False)
         return done.returncode, log.read_text().splitlines() if log.exists() else []
 
@@ -50,8 +52,8 @@ def slurm(tmp_path):
 def test_tasks_know_their_place(slurm):
     status, said = slurm(0)
     assert status == 0
-    arguments = "generations/main.py --config configs/coco/stage1.yaml exp_id run seed 5"
-    assert said == [f"3 1 4 first 20007 {arguments}"]
+    arguments = "generations/main.py --config configs/coco/stage1.yaml exp_id run seed 5 save_dir "
+    assert said[0].startswith(f"3 1 4 first 20007 {arguments}") and len(said) == 1
 
 
 @pytest.mark.parametrize("code", [75, 76, 137])
@@ -60,6 +62,17 @@ def test_what_can_go_on_goes_back_into_the_queue(slurm, code):
     assert status == 0 and said[1:] == ["requeue 7"]
     status, said = slurm(code, SLURM_RESTART_COUNT="100")
     assert status == code and len(said) == 1
+
+
+def test_starts_that_save_nothing_come_to_an_end(slurm, tmp_path):
+    """Out of memory, or of shared memory, each time at the same place."""
+    folder = tmp_path / "my models" / "run"
+    ends = [slurm(137)[0] for _ in range(4)]
+    assert ends == [0, 0, 0, 137]
+    folder.mkdir(exist_ok=True)
+    for number in range(5):
+        saves = str(folder / f"model_000000{number}.pth")
+        assert [slurm(76, SAVES=saves)[0], slurm(76)[0]] == [0, 0]
 
 
 @pytest.mark.parametrize("code", [1, 2])

@@ -26,7 +26,8 @@ from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
 from generations.objectives import TaskContext, TaskStep
 from generations.pipelines import validation
 from generations.runtime import Runtime, Watch, generator, seed_everything
-from generations.runtime.base import _device, _meet
+from generations.runtime.base import _meet
+from generations.runtime.machine import choose_device
 from generations.training.average import AveragedWeights
 from generations.training.checkpoint import (
     Checkpoints,
@@ -573,10 +574,13 @@ def test_no_profile_unless_asked_for(tmp_path: Path) -> None:
 def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("generations.runtime.machine._fails", lambda device: "")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert [_device("cuda", rank) for rank in (0, 1)] == [torch.device("cuda", n) for n in (0, 1)]
+    assert [choose_device("cuda", rank) for rank in (0, 1)] == [
+        torch.device("cuda", n) for n in (0, 1)
+    ]
     with pytest.raises(UserError, match="cuda:0: several processes"):
-        _device("cuda:0", 1)
-    assert _device("cuda:2", None) == torch.device("cuda", 2)
+        choose_device("cuda:0", 1)
+    assert choose_device("cuda:2", None) == torch.device("cuda", 2)
     with pytest.raises(UserError, match="there are 4 GPUs"):
-        _device("cuda", 4)
+        choose_device("cuda", 4)
