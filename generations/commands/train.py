@@ -121,14 +121,13 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
 
 
 def _speed(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> Speed:
-    """How speed is told; says what this runs on."""
+    """How speed is told; says what the card can do."""
     name = card_name(here.device)
     half = here.device.type == "cuda" and here.autocast_dtype is not None
     peak = peak_tflops(name) if half else None
-    if here.device.type == "cuda":
-        told = f"whose peak is {peak:g} TFLOP/s" if peak else "whose peak is not known here"
-        dtype = str(here.autocast_dtype or torch.float32).removeprefix("torch.")
-        logger.info("%d process(es), each on one %s, in %s, %s", here.world_size, name, dtype, told)
+    if half:
+        told = f"is {peak:g} TFLOP/s" if peak else "is not known here, so no share of it is told"
+        logger.info("the peak of %s %s", name, told)
     operations = stage1_operations(
         model.size, cfg.text_length, model.causal, cfg.captions_per_image
     )
