@@ -11,7 +11,7 @@ from generations.batch import Batch
 from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer, choose_library
 from generations.modeling.work import stage1_operations
 from generations.objectives import TASKS, TaskContext
-from generations.runtime import Runtime, base, generator
+from generations.runtime import Runtime, generator
 from generations.runtime.cards import card_name, peak_tflops
 from generations.training.monitor import Monitor
 from generations.training.speed import Speed
@@ -84,12 +84,3 @@ def test_shares_are_of_cards_whose_peak_is_known(tmp_path, caplog):
             monitor.record(1, 4, {"loss/a": torch.ones(())})
         monitor.close()
         assert words in caplog.messages[-1]
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_gpu_that_cannot_be_used_is_told(monkeypatch, caplog, there):
-    monkeypatch.setattr(base, "_gpu_is_there", lambda: there)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        pytest.skip("it can be used")
-    assert base._device("auto", None).type == "cpu"
-    assert ("cannot use" in caplog.text) == there
