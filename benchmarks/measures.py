@@ -68,6 +68,9 @@ class Sides:
         before_timing: called once the results were compared.
         before_each: called before each call of either side, not timed.
         model: whose linear layers are computed by torch's usual library in `naive`.
+        naive_samples: in one call of `naive`; None: as many. The ratio is of samples a second.
+        check: what is compared, if not what is timed.
+        same_tools: `naive` is our own code too: the same library of products and the same update.
     """
 
     whole: Comparison
@@ -78,6 +81,9 @@ class Sides:
     before_timing: Callable[[], None] = lambda: None
     before_each: Callable[[], None] = lambda: None
     model: UnifiedTransformer | None = None
+    naive_samples: int | None = None
+    check: Comparison | None = None
+    same_tools: bool = False
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:

@@ -2,11 +2,11 @@
 
     python benchmarks/painting.py --config configs/mini/stage1.yaml exp_id X [--sheet FILE]
 
-Pictures of the test captions by the newest checkpoint of a run that was trained with
-caption_dropout. They are judged by the second CLIP of `benchmarks/decoding.py`, which ranks nothing
-and rewarded nothing: R-precision, R-precision on hard captions, CLIPScore, and FID on its features.
+Pictures of the test captions by the newest checkpoint of a stage-1 run that was trained with
+caption_dropout. They are judged by the CLIP of clip.model, which ranks nothing here and rewarded
+nothing in stage 1: R-precision, R-precision on hard captions, CLIPScore, and FID on its features.
 Figures are kept in <run>/decoding/figures.json and not measured again. Milliseconds an image are
-processor time of one thread, painting alone, with the pixels and the ranking.
+processor time of one thread, the image generator's included.
 """
 
 import sys
@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from decoding import BATCH, Bench, paint, real_pixels, requests, true_cells
+from decoding import BATCH, Bench, in_batches, paint, real_pixels, requests, true_cells
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from generations import cli
-from generations.clip import ClipModel
 from generations.metrics.fid import FeatureStatistics, frechet_distance
 from generations.pipelines.clip_metrics import (
     ClipEmbeddings,
@@ -74,9 +73,6 @@ def rows() -> dict[str, PaintingSettings]:
             found[name] = replace(
                 usual, steps=8, temperature=heat, guidance=float(scale), order=order
             )
-    two = replace(usual, num_samples=2)
-    found["2 samples, rerank clip"] = two
-    found["2 samples, rerank clip, guidance 2"] = replace(two, guidance=2.0)
     return found
 
 
@@ -85,18 +81,18 @@ class Judge:
 
     Args:
         bench: model, captions and real pictures.
-        clip: that scores.
         texts: the captions.
+        real: the pictures that these describe.
     """
 
-    def __init__(self, bench: Bench, clip: ClipModel, texts: list[str], real: Tensor):
-        self._clip, self._cfg = clip, bench.cfg
+    def __init__(self, bench: Bench, texts: list[str], real: Tensor):
+        self._clip, self._cfg = bench.clip, bench.cfg
         pictures = [
             PaintedPicture(Path(record.path), text, record.image_id)
             for record, text in zip(bench.records, texts, strict=True)
         ]
         self._hard = hard_captions(bench.cfg, pictures)
-        self._texts = encode_texts(clip, texts, bench.cfg.clip.prompt)
+        self._texts = encode_texts(bench.clip, texts, bench.cfg.clip.prompt)
         self._real = FeatureStatistics.of(self._embed(real).numpy())
 
     @torch.no_grad()
@@ -125,12 +121,11 @@ def painted(
     bench: Bench, settings: PaintingSettings, texts: list[str], ids: Tensor
 ) -> tuple[Tensor, float]:
     """The first pictures (M, S, S, 3) of all captions, and the milliseconds an image."""
-    at_once = max(1, BATCH // settings.num_samples)
-    parts: list[Tensor] = []
     started = time.process_time()
-    for first in range(0, len(texts), at_once):
-        part = slice(first, first + at_once)
-        parts.append(paint(bench, settings, texts[part], ids[part], first).pixels[:, 0])
+    parts = [
+        paint(bench, settings, texts[part], ids[part], part.start).pixels[:, 0]
+        for part in in_batches(len(texts))
+    ]
     return torch.cat(parts), 1000 * (time.process_time() - started) / len(texts)
 
 
@@ -138,7 +133,7 @@ def measure(bench: Bench) -> None:
     texts, ids = requests(bench)
     everything = slice(0, len(texts))
     real = real_pixels(bench)(everything)
-    judge = Judge(bench, bench.second_clip(), texts, real)
+    judge = Judge(bench, texts, real)
     figures = bench.figures.setdefault("painting", {})
     references = {
         "real pictures": lambda: real,

@@ -32,6 +32,10 @@ NAMES = (
     "rl_i2t_step",
     "rl_t2i_step",
     "image_generator_forward",
+    "xe_i2t_words_causal",
+    "xe_i2t_words_causal5",
+    "caption_greedy_causal",
+    "rl_i2t_step_causal",
     "cider_d_reward",
     "fid_trace",
     "data_loading",
@@ -153,7 +157,8 @@ def measure(
         return data_loading() | about
     import_module("generations.runtime.memory").keep_freed_memory()  # as the commands do
     measures = import_module("measures")
-    sides = measures.MEASURES[name](size)
+    rows = measures.MEASURES | import_module("causal_rows").ROWS
+    sides = rows[name](size)
     gc.freeze()  # what is there stays: collecting between rounds need not look at it
     choose_library = import_module("generations.modeling").choose_library
     half = precision == "bf16"
@@ -161,12 +166,13 @@ def measure(
     def prepare(side: str) -> None:
         sides.before_each()
         if sides.model is not None:
-            choose_library(sides.model, library if side == "ours" else "torch")
+            ours = side == "ours" or sides.same_tools
+            choose_library(sides.model, library if ours else "torch")
 
     def in_precision(call: Callable[[], Any]) -> Callable[[], Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=half)(call)
 
-    comparison = sides.in_half if half and sides.in_half else sides.whole
+    comparison = sides.check or (sides.in_half if half and sides.in_half else sides.whole)
     results, gflop = [], []
     begun = time.perf_counter()
     for side in ("ours", "naive"):
@@ -176,7 +182,7 @@ def measure(
         if compared is not timed:
             prepare(side)
             result = in_precision(compared)()
-        if sides.our_update is not None:  # loss, and the gradients as they are now
+        if isinstance(result, tuple):  # loss, and the gradients as they are now
             result = (result[0], [gradient.clone() for gradient in result[1]()])
         results.append(result)
         gflop.append(operations / 1e9)
@@ -188,7 +194,10 @@ def measure(
     timings = {"ours": Timing(), "naive": Timing()}
     calls = {
         "ours": (in_precision(sides.whole.ours), sides.our_update),
-        "naive": (in_precision(sides.whole.naive), sides.naive_update),
+        "naive": (
+            in_precision(sides.whole.naive),
+            sides.our_update if sides.same_tools else sides.naive_update,
+        ),
     }
     for done in range(20 * rounds):
         spent = [sum(timing.seconds) for timing in timings.values()]
@@ -198,18 +207,19 @@ def measure(
             prepare(side)
             timings[side].run(call, update, first=done == 0, keep=warm or done > 0)
     ours, theirs = timings["ours"], timings["naive"]
+    naive_samples = sides.naive_samples or sides.samples
     row = {
         "name": row_name(name, size, precision),
         "ours_s": ours.median,
         "naive_s": theirs.median,
-        "ratio": theirs.median / ours.median,
+        "ratio": sides.samples / ours.median / (naive_samples / theirs.median),
         "equal": difference <= measures.TOLERANCES[precision],
         "compared": comparison.what,
         "difference": difference,
         "peak_mb": max(ours.peaks),
         "naive_peak_mb": max(theirs.peaks),
         "samples_per_s": sides.samples / ours.median,
-        "naive_samples_per_s": sides.samples / theirs.median,
+        "naive_samples_per_s": naive_samples / theirs.median,
         "rounds": len(ours.seconds),
         **about,
     }

@@ -27,7 +27,7 @@ from generations.errors import ProcessLostError, UserError
 from generations.files import only_writer, write_text
 from generations.modeling import UnifiedTransformer, build_model, compile_layers
 from generations.modeling.work import stage1_operations
-from generations.objectives import TaskContext, TaskStep, reads_dense
+from generations.objectives import TaskContext, TaskStep, reads_dense, unread_parameters
 from generations.pipelines import assembly
 from generations.pipelines.captions import say_cropped
 from generations.pipelines.extraction import remember_extractor
@@ -93,6 +93,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             here.world_size,
             lambda number: runtime.mean_over_ranks(number, here),
             cfg.caption_dropout,
+            bool(cfg.activation_checkpointing),
         )
 
     def test(iteration: int) -> None:
@@ -225,7 +226,13 @@ def _state(
             load_weights(model, start.path)
             assembly.warn_of_other_captioning(cfg, start)
     compile_layers(model, cfg.compile, here.device)
-    step = runtime.data_parallel(TaskStep(model), here, cfg.parallel)
+    unread = None
+    if cfg.gradient_accumulation_steps == 1:  # else a step has gradients of several tasks
+        unread = {
+            task: {f"model.{name}" for name in unread_parameters(model, task)}
+            for task in sorted(set(cfg.iteration_tasks))
+        }
+    step = runtime.data_parallel(TaskStep(model), here, cfg.parallel, unread)
     # only now: sharding puts other parameters in the place of the model's
     solver = SolverSettings(
         **{name: value for name, value in cfg.solver.items()},

@@ -45,7 +45,7 @@ FLAGS = (
     "distributed", "fp16", "cpu_bf16", "tf32", "deterministic",
     "load_model_only", "resume_from_latest", "restart_iteration",
     "use_mix_feature", "use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot",
-    "use_clip_score", "use_ema", "recompute", "visual_mask_per_sample",
+    "use_clip_score", "use_ema", "recompute", "activation_checkpointing", "visual_mask_per_sample",
     "collapse_repeats", "test_val2014", "eval_skip_bad",
     "eval_fid", "eval_is", "eval_prc", "eval_clipscore", "eval_rprec", "eval_rprec_hard",
     "features.skip_bad", "generator.noise", "generator.cosine",

@@ -8,6 +8,7 @@ Parameter names are those of the released checkpoints (and of X-LXMERT and trans
 which is why some modules are called `self`, `att` or `visn_fc`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from generations.errors import UserError
 from generations.modeling.linear import Linear, linear
@@ -61,6 +63,9 @@ class UnifiedTransformer(nn.Module):
             captioning without fine-tuning).
         causal: captions are written and learned the causal way (SPEC 13), not the paper's.
 
+    Attributes:
+        recompute_layers: keep of a layer what goes in alone, and run it again in the backward pass.
+
     Source: paper sections 3.1 and 3.2, SPEC 2.
     """
 
@@ -69,6 +74,7 @@ class UnifiedTransformer(nn.Module):
         self.size = size
         self.zeroshot = zeroshot
         self.causal = causal
+        self.recompute_layers = False
         self.mask_feat = nn.Parameter(torch.zeros(size.feature_size))
         self.embedding_layer = TextEmbedding(size)
         self.encoder = Encoder(size)
@@ -128,7 +134,7 @@ class UnifiedTransformer(nn.Module):
             content = torch.where(visual_mask[..., None] > 0, self.mask_feat, content)
         states = self.encoder.visn_fc(content, self.boxes)  # (B, N, H)
         for layer in self.encoder.r_layers:
-            states = layer(states)
+            states = self._through(layer, states)
         return states
 
     def encode_text(
@@ -145,7 +151,7 @@ class UnifiedTransformer(nn.Module):
         states = self.embedding_layer(text_ids, positions)
         bias = key_bias(text_mask, states.dtype)
         for layer in self.encoder.layer:
-            states = layer(states, bias)
+            states = self._through(layer, states, bias)
         return states
 
     def fuse(
@@ -175,11 +181,20 @@ class UnifiedTransformer(nn.Module):
         shown, to_image = (1, None) if by_row else (text.shape[1], bias)
         *layers, last = cast(list[CrossLayer], list(self.encoder.x_layers))
         for layer in layers:
-            seen = layer.see(vision, text[:, :shown], to_image)
-            vision, text = seen, layer.tell(vision, text, bias)
-        seen = vision if read == "text" else last.see(vision, text[:, :shown], to_image)
-        told = text if read == "vision" else last.tell(vision, text, bias, text_positions)
-        return seen, told
+            seen = self._through(layer.see, vision, text[:, :shown], to_image)
+            vision, text = seen, self._through(layer.tell, vision, text, bias)
+        seen = told = None
+        if read != "text":
+            seen = self._through(last.see, vision, text[:, :shown], to_image)
+        if read != "vision":
+            told = self._through(last.tell, vision, text, bias, text_positions)
+        return vision if seen is None else seen, text if told is None else told
+
+    def _through(self, layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """A layer's, or half a cross layer's, output."""
+        if self.recompute_layers and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
+        return layer(*inputs)
 
     def text_logits(self, states: Tensor) -> Tensor:
         """Text head: (..., H) -> (..., V)."""

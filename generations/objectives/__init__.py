@@ -12,6 +12,7 @@ from generations.objectives.tasks import (
     TaskContext,
     TaskStep,
     reads_dense,
+    unread_parameters,
 )
 from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
 
@@ -25,6 +26,7 @@ __all__ = [
     "random_mask_positions",
     "reads_dense",
     "self_critical_loss",
+    "unread_parameters",
     "xe_i2t_loss",
     "xe_t2i_loss",
 ]

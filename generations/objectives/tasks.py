@@ -1,6 +1,7 @@
 """The tasks an iteration can train, each (model, batch, context) -> StepOutput."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +77,7 @@ class TaskContext:
         world_size: number of processes.
         mean_over_processes: of a number in a tensor, each process's own.
         caption_dropout: share of xe_t2i's captions that are emptied, for guidance.
+        recompute_layers: stage 1 keeps what goes into a layer alone (activation checkpointing).
     """
 
     generator: torch.Generator
@@ -88,15 +90,17 @@ class TaskContext:
     world_size: int = 1
     mean_over_processes: Callable[[Tensor], Tensor] = lambda number: number
     caption_dropout: float = 0.0
+    recompute_layers: bool = False
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
     """Stage 1, image -> text."""
     dense = context.levels.captioning
     smooth = {"smoothing": context.smoothing, "classes": context.text_classes}
-    if not model.causal:
-        return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense))
-    loss, count = causal_i2t_loss(model, batch, **smooth, dense=dense)
+    with recomputing_layers(model, context.recompute_layers):
+        if not model.causal:
+            return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense))
+        loss, count = causal_i2t_loss(model, batch, **smooth, dense=dense)
     # each process counts by its share of the predicted words
     return StepOutput(loss * (count / context.mean_over_processes(count.float())))
 
@@ -117,14 +121,25 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
         positions = random_mask_positions(cells, context.generator)
     if context.caption_dropout:
         batch = drop_captions(batch, context)
-    loss = xe_t2i_loss(
-        model,
-        batch,
-        positions,
-        smoothing=context.smoothing,
-        dense=context.levels.painting,
-    )
+    with recomputing_layers(model, context.recompute_layers):
+        loss = xe_t2i_loss(
+            model,
+            batch,
+            positions,
+            smoothing=context.smoothing,
+            dense=context.levels.painting,
+        )
     return StepOutput(loss * share)
+
+
+@contextmanager
+def recomputing_layers(model: UnifiedTransformer, wanted: bool) -> Iterator[None]:
+    """Context in which a forward pass keeps what goes into a layer alone."""
+    model.recompute_layers = wanted
+    try:
+        yield
+    finally:
+        model.recompute_layers = False
 
 
 def drop_captions(batch: Batch, context: TaskContext) -> Batch:
@@ -228,6 +243,19 @@ def reads_dense(task: str, levels: FeatureLevels) -> bool:
         "rl_i2t": levels.captioning,
         "xe_t2i": levels.painting,
     }.get(task, False)
+
+
+def unread_parameters(model: UnifiedTransformer, task: str) -> set[str]:
+    """Names of the model's parameters that a task of `TASKS` gives no gradient."""
+    last = f"encoder.x_layers.{len(model.encoder.x_layers) - 1}"
+    read_not = ["pooler.", "classifier.seq_relationship."]
+    if task.endswith("i2t"):
+        read_not += ["img_classifier.", "mask_feat", f"{last}.visn_"]
+    else:
+        read_not += ["classifier.predictions.bias", "classifier.predictions.transform."]
+        read_not.append(f"{last}.lang_")
+    starts = tuple(read_not)
+    return {name for name, _ in model.named_parameters() if name.startswith(starts)}
 
 
 class TaskStep(nn.Module):

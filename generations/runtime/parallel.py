@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -25,7 +25,12 @@ fsdp = library("torch.distributed.fsdp")
 tensor = library("torch.distributed.tensor")
 
 
-def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> nn.Module:
+def data_parallel(
+    module: nn.Module,
+    runtime: Runtime,
+    method: str = "ddp",
+    unread: Mapping[str, set[str]] | None = None,
+) -> nn.Module:
     """Wrap a module so that its gradients are averaged over all processes.
 
     Args:
@@ -34,6 +39,9 @@ def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> n
         method: ddp, or fsdp: gradients and the optimiser's moments are sharded, and weights are
             gathered for a step as one group. Sharding layer by layer would save more, but stage 2
             decodes word by word, and each word would gather every layer again.
+        unread: first argument of `forward` -> parameters that get no gradient then. On GPUs DDP
+            need not look for them in every iteration, which waits for the device; it takes arrays
+            as large as the gradients for each.
 
     Raises:
         UserError: fsdp with float16, whose loss scaling is per process.
@@ -51,13 +59,39 @@ def data_parallel(module: nn.Module, runtime: Runtime, method: str = "ddp") -> n
         fsdp.fully_shard(fields, mesh=mesh)  # in place
         return _Fields(fields)
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+    arguments: dict[str, Any] = {
+        "device_ids": devices,
+        "gradient_as_bucket_view": True,  # else every gradient is copied, there and back
+        "broadcast_buffers": False,  # they are constants
+    }
+    if unread is not None and runtime.device.type == "cuda":
+        return ddp_for_each(module, unread, arguments)
     # which parameters a task uses differs from iteration to iteration
-    return DistributedDataParallel(
-        module,
-        device_ids=devices,
-        find_unused_parameters=True,
-        gradient_as_bucket_view=True,  # else every gradient is copied, there and back
-    )
+    return DistributedDataParallel(module, find_unused_parameters=True, **arguments)
+
+
+def ddp_for_each(
+    module: nn.Module, unread: Mapping[str, set[str]], arguments: Mapping[str, Any]
+) -> nn.Module:
+    """A module whose `forward` goes through a DDP of its first argument, each without some weights.
+
+    Only the one that a forward pass went through exchanges gradients in the backward pass.
+    """
+    wrappers = {}
+    for key, names in unread.items():
+        module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+        wrappers[key] = DistributedDataParallel(module, **arguments)
+    return _ForEach(module, wrappers)
+
+
+class _ForEach(nn.Module):
+    def __init__(self, module: nn.Module, wrappers: dict[str, DistributedDataParallel]):
+        super().__init__()
+        self.module = module
+        self._wrappers = (wrappers,)  # the module is a part once
+
+    def forward(self, key: str, *arguments: Any) -> Any:
+        return self._wrappers[0][key](key, *arguments)
 
 
 class _FieldsOf(nn.Module):

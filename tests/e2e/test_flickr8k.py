@@ -1,11 +1,12 @@
-"""The road of docs/flickr8k.md with 200 pictures: from unpacked folders to captions and pictures.
+"""The road of docs/flickr8k.md with 200 pictures: from a folder of them to captions and pictures.
 
 With FLICKR8K naming the folder of Flickr8k.token.txt, the split lists and the photographs (there or
-in a folder below), they are real ones; without it, scenes of the mini world in the same layout.
+in a folder below), they are real ones; without it, scenes of the mini world.
 """
 
 import json
 import os
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -14,41 +15,51 @@ from commands import ROOT
 from generations import evaluate, inference, main, prepare, sample_images
 from generations.datasets.mini_world import make_sample
 
-SPLITS = {"train": 160, "dev": 20, "test": 20}
-LIST = "Flickr_8k.{}Images.txt"
+SPLITS = {"train": 160, "val": 20, "test": 20}
+UNTIL = dict(zip(SPLITS, accumulate(SPLITS.values()), strict=True))
 
 
-def drawn(folder: Path) -> None:
-    """Pictures, captions and lists as Flickr8k has them."""
-    (folder / "images").mkdir()
-    lines = []
+def drawn(folder: Path) -> list[tuple[str, str, list[str]]]:
+    """Name, split and captions of scenes that are painted into a folder."""
+    found = []
+    for number in range(sum(SPLITS.values())):
+        split = next(name for name, until in UNTIL.items() if number < until)
+        _, picture, captions = make_sample(0, "train", number)
+        picture.resize((224, 224)).save(folder / f"{number:03d}.jpg", quality=80)
+        found.append((f"{number:03d}.jpg", split, [" ".join(words) for words in captions]))
+    return found
+
+
+def taken(folder: Path, source: Path) -> list[tuple[str, str, list[str]]]:
+    """The same of the first names of the official lists."""
+    captions: dict[str, list[str]] = {}
+    for line in (source / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines():
+        key, text = line.split("\t")
+        captions.setdefault(key.partition("#")[0], []).append(text.lower().rstrip(" ."))
+    places = {path.name: path for path in source.rglob("*.jpg")}
+    found = []
     for split, count in SPLITS.items():
-        names = [f"{split}_{number:03d}.jpg" for number in range(count)]
-        for name in names:
-            _, picture, captions = make_sample(0, "train", len(lines) // 5)
-            picture.resize((224, 224)).save(folder / "images" / name, quality=80)
-            lines += [f"{name}#{k}\t{' '.join(words)} ." for k, words in enumerate(captions)]
-        (folder / LIST.format(split)).write_text("\n".join(names) + "\n")
-    (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
-
-
-def taken(folder: Path, source: Path) -> None:
-    """The first names of the official lists."""
-    for split, count in SPLITS.items():
-        names = (source / LIST.format(split)).read_text().split()[:count]
-        (folder / LIST.format(split)).write_text("\n".join(names) + "\n")
-    text = (source / "Flickr8k.token.txt").read_text(encoding="utf-8")
-    (folder / "Flickr8k.token.txt").write_text(text, encoding="utf-8")
-    (folder / "images").symlink_to(next(source.rglob("*.jpg")).parent)
+        official = "dev" if split == "val" else split
+        for name in (source / f"Flickr_8k.{official}Images.txt").read_text().split()[:count]:
+            (folder / name).symlink_to(places[name])
+            found.append((name, split, captions[name]))
+    return found
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flickr8k")
+    images = folder / "images"
+    images.mkdir()
     if "FLICKR8K" in os.environ:
-        taken(folder, Path(os.environ["FLICKR8K"]))
+        found = taken(images, Path(os.environ["FLICKR8K"]))
     else:
-        drawn(folder)
+        found = drawn(images)
+    entries = [
+        {"filename": n, "split": s, "sentences": [{"tokens": text.split()} for text in texts]}
+        for n, s, texts in found
+    ]
+    (folder / "captions.json").write_text(json.dumps({"images": entries}))
     return folder
 
 
@@ -58,7 +69,14 @@ def arguments(source: Path, *configs: str) -> list[str]:
     files = [word for name in configs for word in ("--config", f"{ROOT}/configs/flickr8k/{name}")]
     return [
         *(*files, "data_dir", str(data), "images_dir", str(source / "images")),
-        *("vocab_file", str(data / "vocab.txt"), "captions_file", str(source), "device", "cpu"),
+        *(
+            "vocab_file",
+            str(data / "vocab.txt"),
+            "captions_file",
+            str(source / "captions.json"),
+            "device",
+            "cpu",
+        ),
         *("save_dir", str(source / "models"), "exp_id", "short", "grid_cluster_num", "32"),
         *("features.image_size", "128", "grid_size", "4", "generator.image_size", "32"),
         *("generator.channels", "8", "generator.bottleneck_channels", "16"),

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from generations.batch import Batch
+from generations.checkpoint import from_pretrained, save_pretrained
 from generations.config import load_config
 from generations.datasets.captioning import draw_sample
 from generations.decoding import beam_captions, caption_tokens, draw_uniforms, sampled_captions
 from generations.decoding.captions import cut_after_eos
 from generations.errors import UserError
-from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
+from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer, build_model
 from generations.modeling.cache import next_word_logits, start_captions
 from generations.objectives import TASKS, SequenceSettings, TaskContext, self_critical_loss
 from generations.objectives.causal import causal_draw, causal_i2t_loss, word_states
@@ -294,6 +295,16 @@ def test_further_captions_are_those_after_the_first_in_the_drawn_order(wanted):
     assert len(rows) == wanted
     there = [[*captions[number], 0, 0] for number in drawn.order[:wanted]]
     assert rows == there + [[0] * 5] * (wanted - len(there))
+
+
+def test_a_saved_model_remembers_its_way(tmp_path):
+    sizes = ("model.hidden_size", "16", "model.num_heads", "2", "model.intermediate_size", "24")
+    layers = ("model.language_layers", "1", "model.visual_layers", "1", "model.cross_layers", "1")
+    small = ("model.vocab_size", "1100", "grid_feat_dim", "10", "grid_cluster_num", "7")
+    for way in ("causal", "paper"):
+        cfg = load_config(overrides=("captioning", way, *sizes, *layers, *small))
+        save_pretrained(build_model(cfg), cfg, tmp_path)
+        assert from_pretrained(tmp_path)[0].causal == (way == "causal")
 
 
 @pytest.mark.parametrize("remembered", ["paper", "causal", ""])

@@ -284,6 +284,10 @@ def test_the_first_map_tells_colours_and_both_are_standardised():
     settings = ExtractorSettings("efficientnet-lite0", 256, 8, 384, "", "first2x2+last")
     finer = build_extractor(settings)(images)
     assert (finer[..., 64:] == extractor(images)[..., 16:]).all()
+    settings = ExtractorSettings("efficientnet-lite0", 256, 8, 384, "", "first2x2/2+last")
+    fainter = build_extractor(settings)(images)
+    np.testing.assert_allclose(2 * fainter[..., :64], finer[..., :64], rtol=1e-6)
+    assert (fainter[..., 64:] == finer[..., 64:]).all()
     quarters = finer[1, ..., :64].reshape(8, 8, 16, 2, 2) / 6
     coarse = extractor(images)[1, ..., :16] / 6
     np.testing.assert_allclose(quarters.mean((3, 4)), coarse, atol=1e-4)

@@ -5,16 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from generations.batch import Batch
 from generations.decoding import Active, captions
 from generations.errors import UserError
 from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer
-from generations.objectives import TASKS, TaskContext
+from generations.objectives import (
+    TASKS,
+    SequenceSettings,
+    TaskContext,
+    TaskStep,
+    unread_parameters,
+)
 from generations.objectives.losses import label_smoothing_loss, random_mask_positions
 from generations.objectives.token import CELLS_AT_ONCE, masked_cells, repeating_size
 from generations.runtime import Runtime, generator
+from generations.runtime.parallel import ddp_for_each
 from generations.training import guards
 from generations.training.guards import GradientGuard
 from generations.training.optim import SolverSettings, build_optimizer
@@ -155,3 +162,58 @@ def test_captions_do_not_depend_on_when_the_ended_ones_leave(monkeypatch, causal
     (ids, scores), (other_ids, other_scores) = found
     assert torch.equal(ids, other_ids) and torch.equal((ids > 0).sum(1), ends.clamp(max=8) + 1)
     torch.testing.assert_close(scores, other_scores)
+
+
+def gradients(step, task: str, **settings) -> dict[str, Tensor]:
+    model = step.model if isinstance(step, TaskStep) else step.module.model
+    model.zero_grad()
+    torch.manual_seed(3)
+    context = TaskContext(
+        generator(1), FeatureLevels(), sequence=SequenceSettings(6, mse_weight=1.0), **settings
+    )
+    step(task, new_batch(), context).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_parameters_that_a_task_does_not_read_are_known(task, causal):
+    model = new_model()
+    model.causal = causal
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names - gradients(TaskStep(model), task).keys() == unread_parameters(model, task)
+
+
+def test_ddp_that_knows_them_has_the_gradients_of_none():
+    model = new_model()
+    step = TaskStep(model)
+    unread = {task: {f"model.{name}" for name in unread_parameters(model, task)} for task in TASKS}
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = ddp_for_each(step, unread, {"gradient_as_bucket_view": True})
+        assert len(list(wrapped.parameters())) == len(list(model.parameters()))
+        for task in (*TASKS, *reversed(TASKS)):
+            plain, exchanged = gradients(step, task), gradients(wrapped, task)
+            assert plain.keys() == exchanged.keys()
+            for name, gradient in plain.items():
+                torch.testing.assert_close(exchanged[name], gradient, rtol=1e-5, atol=1e-7)
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("task", ["xe_i2t", "xe_t2i"])
+def test_layers_that_run_again_keep_less_and_have_the_same_gradients(task):
+    step = TaskStep(new_model())
+    results = []
+    for again in (False, True):
+        kept = [0]
+
+        def pack(value: Tensor, kept=kept) -> Tensor:
+            kept[0] += value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            results.append((gradients(step, task, recompute_layers=again), kept[0]))
+    (plain, much), (again, little) = results
+    assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
+    assert little < much and not step.model.recompute_layers

@@ -11,6 +11,7 @@ from generations.errors import UserError
 from generations.image_generator.generator import GeneratorSize, ImageGenerator
 from generations.modeling import ModelSize, UnifiedTransformer, compile_layers
 from generations.objectives import xe_t2i_loss
+from generations.objectives.causal import word_states
 from generations.objectives.replay import drawn_and_greedy
 from generations.objectives.sequence import sample_captions
 from generations.pipelines.painting import decode_pixels
@@ -83,15 +84,28 @@ def test_other_lengths_and_masks_compile_nothing_new(compiled):
         xe_t2i_loss(compiled, BATCH, torch.arange(cells)).backward()
         vision = compiled.encode_vision(features=torch.rand(3, 9, 6))
         sample_captions(compiled, vision, length)[1].sum().backward()
-        caption_tokens(compiled.eval(), torch.rand(4, 9, 6), text_length=length)
-        compiled.train()
+        for compiled.causal in (True, False):
+            caption_tokens(compiled.eval(), torch.rand(4, 9, 6), text_length=length)
+            compiled.train()
+        ids = torch.randint(104, 1000, (3, 2, length + 1))
+        word_states(compiled, compiled.encode_vision(features=torch.rand(3, 9, 6)), ids, length)
 
-    step(3, 7)
+    step(3, 6)  # sizes that are equal here are taken to be equal always: 7 positions, 8 a head
     known = graphs()
     for cells, length in ((1, 5), (5, 9), (9, 12)):
         step(cells, length)
     assert graphs() == known
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_compiled_layers_write_the_same_causal_captions(compiled):
+    plain, features = model().eval(), torch.randn(4, 9, 6)
+    plain.causal = compiled.causal = True
+    found = [
+        caption_tokens(network.eval(), features, text_length=6) for network in (plain, compiled)
+    ]
+    assert torch.equal(*found)
 
 
 def test_drawing_for_replay_goes_around_compiled_layers(compiled):

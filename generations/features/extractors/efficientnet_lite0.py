@@ -17,9 +17,14 @@ from generations.errors import UserError
 from generations.features.extractors.base import SquareExtractor, seeded
 from generations.features.extractors.registry import RANDOM, ExtractorSettings, register
 
-FIRST_WEIGHT = 6.0  # against the last map's 320 numbers
-# features.layer: points a side of a cell that the first map has before the last one
-LAYERS = {"": 0, "first+last": 1, "first2x2+last": 2}
+# features.layer: points a side of a cell that the first map has before the last one, and what its
+# numbers are multiplied by against the last map's 320
+LAYERS = {
+    "": (0, 0.0),
+    "first+last": (1, 6.0),
+    "first2x2+last": (2, 6.0),
+    "first2x2/2+last": (2, 3.0),
+}
 
 
 @register("efficientnet-lite0")
@@ -31,7 +36,9 @@ class EfficientNetLite0(SquareExtractor):
     in all; with "first2x2+last" its means in the four quarters of the cell, so that a codebook
     knows where in the cell the colours are, 384 numbers: for each of 16 channels top left, top
     right, bottom left, bottom right. Both maps are then as the norms leave them, with mean 0 and
-    deviation 1 over ImageNet, and the first one's numbers are multiplied by `FIRST_WEIGHT`.
+    deviation 1 over ImageNet, and the first one's numbers are multiplied by 6: seven tenths of the
+    squared distances are then colours; by 3 with "first2x2/2+last" a third is, so that a
+    codebook keeps more of what is there, and less of its colours (docs/flickr8k.md).
 
     Source: Tan and Le, EfficientNet (2019); the lite variant has no squeeze-and-excitation and
     ReLU6 in place of swish.
@@ -39,13 +46,13 @@ class EfficientNetLite0(SquareExtractor):
 
     def __init__(self, settings: ExtractorSettings, device: torch.device):
         if settings.layer not in LAYERS:
-            sizes = {name: side**2 * FIRST_CHANNELS + CHANNELS for name, side in LAYERS.items()}
+            sizes = {name: n**2 * FIRST_CHANNELS + CHANNELS for name, (n, _) in LAYERS.items()}
             known = ", ".join(f"{name!r} (grid_feat_dim {dim})" for name, dim in sizes.items())
             raise UserError(
                 f"features.layer {settings.layer!r}: efficientnet-lite0 has {known}; '' is the "
                 "last map alone"
             )
-        self._points = LAYERS[settings.layer]
+        self._points, self._weight = LAYERS[settings.layer]
         network = seeded(LiteNetwork, settings.seed)
         if settings.weights != RANDOM:
             load_lite(network, settings.weights or package_weights())
@@ -62,7 +69,7 @@ class EfficientNetLite0(SquareExtractor):
         first = F.adaptive_avg_pool2d(first, sides)
         first, last = _standard(first, network.blocks[0]), _standard(last, network.blocks[-1])
         first = F.pixel_unshuffle(first, self._points)  # a cell's points become channels
-        return torch.cat([FIRST_WEIGHT * first, last], dim=1)
+        return torch.cat([self._weight * first, last], dim=1)
 
 
 def _standard(output: Tensor, block: nn.Module) -> Tensor:
