@@ -5,7 +5,7 @@ side, c cells a side.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class BackboneTower(nn.Module):
         stem = nn.Sequential(network.conv_stem, network.bn0, nn.ReLU6())
         self.backbone = nn.ModuleList([stem, *network.blocks[: max(blocks) + 1]])
         self.backbone.requires_grad_(False)
-        channels = sum(network.blocks[n].get_submodule("bn2").num_features for n in blocks)
+        norms = [cast(nn.BatchNorm2d, network.blocks[n].get_submodule("bn2")) for n in blocks]
+        channels = sum(norm.num_features for norm in norms)
         self.head = CellHead(channels, width, embed_dim, heads, dropout)
         self.register_state_dict_post_hook(_without_backbone)
         self.register_load_state_dict_post_hook(_backbone_is_there)
