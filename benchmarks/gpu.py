@@ -31,9 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from generations.modeling import compile_layers
 from generations.runtime.cards import card_name, peak_tflops
+from generations.runtime.graphs import Graphs, at_once
 
 ROUNDS, GROUP_SECONDS = 3, 0.6
-HOWS = ("eager", "compile")
+HOWS = ("eager", "graphs", "compile")
 WIDE = 8192  # of the square product that shows what the card can do
 Row = dict[str, Any]
 
@@ -196,13 +197,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             compile_layers(bench.model, "1", device)
         for key in names:
             make, own = CASES[key]
-            if how != "eager" and not make(bench, 1).compiled:
+            if how == "graphs" and not key.startswith("xe_"):
+                continue
+            if how == "compile" and not make(bench, 1).compiled:
                 continue
             if clock.left < 0:
                 found["left_out"].append(f"{key} {how}")
                 continue
             case = make(bench, bench.batch or own)
-            quiet = uncompiled() if how == "eager" else nullcontext()
+            bench.run = Graphs() if how == "graphs" and device.type == "cuda" else at_once
+            quiet = nullcontext() if how == "compile" else uncompiled()
             with quiet:
                 row = rows_of(case, how, bench, peak or None, base.get(key))
             if how == "eager":
@@ -233,7 +237,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="of all rows; 0: each row's own")
     parser.add_argument("--seconds", type=float, default=230.0, help="after which no row begins")
     parser.add_argument("--only", default=",".join(CASES), help="names with commas between them")
-    parser.add_argument("--how", default=",".join(HOWS), help="eager, compile, or both")
+    parser.add_argument("--how", default=",".join(HOWS), help="eager, graphs, compile")
     parser.add_argument(
         "--largest", type=int, nargs=2, default=(512, 16384), metavar=("FIRST", "LAST"),
         help="batches that are tried for the largest one; 1 0: none",

@@ -16,8 +16,10 @@ from generations.features import ExtractorSettings, build_extractor
 from generations.image_generator import build_generator
 from generations.image_generator.trainer import GeneratorTrainer, TrainSettings
 from generations.modeling import UnifiedTransformer
-from generations.objectives import TASKS, SequenceSettings, TaskContext, xe_t2i_loss
+from generations.objectives import TASKS, SequenceSettings, TaskContext, xe_i2t_loss, xe_t2i_loss
+from generations.objectives.token import Run
 from generations.runtime import Runtime
+from generations.runtime.graphs import at_once
 from generations.training.optim import AdamWTransformers, SolverSettings, build_optimizer
 from generations.training.update import apply_gradients
 from generations.vocabulary import EOS
@@ -67,6 +69,7 @@ class Bench:
         # of the original; one parameter after the other
         self.original = AdamWTransformers(self.model.parameters(), lr=1e-6, weight_decay=1e-2)
         self.joined: set[str] = set()
+        self.run: Run = at_once  # how stage 1 runs
 
     def rows(self, count: int, whole: Batch | None = None) -> Batch:
         """A batch of so many samples, those of `some` again and again; references stay as few."""
@@ -124,11 +127,10 @@ class Bench:
 
 def xe_i2t(bench: Bench, batch_size: int) -> Case:
     batch = bench.rows(batch_size)
-    context = measures.our_context(True)
     return bench.training(
         f"xe_i2t, batch {batch_size}",
         batch,
-        lambda: TASKS["xe_i2t"](bench.model, batch, context).loss,
+        lambda: xe_i2t_loss(bench.model, batch, run=bench.run),
         lambda: naive.xe_i2t_loss(bench.model, batch),
     )
 
@@ -143,7 +145,7 @@ def xe_t2i(bench: Bench, batch_size: int) -> Case:
     return bench.training(
         f"xe_t2i, batch {batch_size}",
         batch,
-        lambda: xe_t2i_loss(bench.model, batch, masked),
+        lambda: xe_t2i_loss(bench.model, batch, masked, run=bench.run),
         lambda: naive.xe_t2i_loss(bench.model, batch, positions),
     )
 

@@ -1,6 +1,6 @@
 """What a GPU would be asked for: operators, values read back, copies from the host.
 
-    python benchmarks/launches.py [--out FILE.json] [--only NAME,NAME]
+    python benchmarks/launches.py [--out FILE.json] [--only NAME,NAME] [--fakes]
 
 Counted without a GPU, of one iteration of each task, and of captioning and painting, in bf16.
 Operators (`all`, and `kernels`: those that are not views) on the CPU, by a network with the layers
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from generations.batch import Batch
 from generations.decoding import caption_tokens, image_tokens
 from generations.modeling import ModelSize, UnifiedTransformer, choose_library
+from generations.modeling.visibility import teacher_forcing
 from generations.objectives import TASKS, SequenceSettings, TaskContext, replay
 from generations.runtime import generator
 from generations.training.optim import SolverSettings, build_optimizer
@@ -127,9 +129,9 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def new_model() -> UnifiedTransformer:
+def new_model(causal: bool = False) -> UnifiedTransformer:
     torch.manual_seed(0)
-    model = UnifiedTransformer(NARROW).train()
+    model = UnifiedTransformer(NARROW, causal=causal).train()
     choose_library(model, "torch")  # oneDNN's product is a CPU's
     with torch.no_grad():
         model.classifier.predictions.bias[EOS] = -1e4  # no caption ends early
@@ -176,18 +178,22 @@ def decoded_on_cpu(run: Callable[[], Tensor]) -> Row:
     }
 
 
-def on_fake_cuda(run: Callable[[UnifiedTransformer, Batch], Any], batch: Batch) -> Row:
+def on_fake_cuda(
+    run: Callable[[UnifiedTransformer, Batch], Any], batch: Batch, causal: bool = False
+) -> Row:
     """Read-backs and copies of a forward pass on fake CUDA tensors.
 
     The batch is there already: its own copies, one for each of its tensors, run beside the
     iteration before.
     """
     operators = Operators(made_up)
+    teacher_forcing.cache_clear()  # of tensors that are no fakes
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
+        stack.callback(teacher_forcing.cache_clear)
         stack.enter_context(fake)
         with torch.device(CUDA):
-            model = UnifiedTransformer(NARROW).train()
+            model = UnifiedTransformer(NARROW, causal=causal).train()
         moved = batch._map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=CUDA))
         moved = replace(moved, references=batch.references)  # they stay on the host
         stack.enter_context(operators)
@@ -196,8 +202,8 @@ def on_fake_cuda(run: Callable[[UnifiedTransformer, Batch], Any], batch: Batch) 
     return {
         "reads": sum(operators.reads.values()),
         "copies": sum(operators.copies.values()),
-        "read_by": dict(operators.reads),
-        "copied_by": dict(operators.copies),
+        "read_by": dict(+operators.reads),
+        "copied_by": dict(+operators.copies),
     }
 
 
@@ -217,34 +223,39 @@ def made_up(name: str, args: tuple) -> Any:
     raise NotImplementedError(name)
 
 
-def tasks(name: str) -> Row:
-    model = new_model()
-    length = TEXT[name]
-    batch = measures.random_batch(model, BATCH if name.startswith("xe") else STAGE2_BATCH, length)
-    row = on_cpu(name, model, batch)
-    return row | on_fake_cuda(lambda fake, moved: TASKS[name](fake, moved, context_of()), batch)
-
-
-def captioning() -> Row:
-    model = new_model().eval()
-    batch = measures.random_batch(model, BATCH, 17)
-    row = decoded_on_cpu(lambda: caption_tokens(model, batch.features))
+def task_row(name: str, causal: bool, counted: bool) -> Row:
+    size = BATCH if name.startswith("xe") else STAGE2_BATCH
+    model = new_model(causal)
+    batch = measures.random_batch(model, size, TEXT[name])
+    row = on_cpu(name, model, batch) if counted else {}
     return row | on_fake_cuda(
-        lambda fake, moved: caption_tokens(fake.eval(), moved.features), batch
+        lambda fake, moved: TASKS[name](fake, moved, context_of()), batch, causal
     )
 
 
-def painting() -> Row:
+def captioning(causal: bool, counted: bool) -> Row:
+    model = new_model(causal).eval()
+    batch = measures.random_batch(model, BATCH, 17)
+    row = decoded_on_cpu(lambda: caption_tokens(model, batch.features)) if counted else {}
+    return row | on_fake_cuda(
+        lambda fake, moved: caption_tokens(fake.eval(), moved.features), batch, causal
+    )
+
+
+def painting(counted: bool) -> Row:
     model = new_model().eval()
     batch = measures.random_batch(model, BATCH, 17)
-    row = decoded_on_cpu(lambda: image_tokens(model, batch.text_ids))
+    row = decoded_on_cpu(lambda: image_tokens(model, batch.text_ids)) if counted else {}
     return row | on_fake_cuda(lambda fake, moved: image_tokens(fake.eval(), moved.text_ids), batch)
 
 
-ROWS: dict[str, Callable[[], Row]] = {
-    **{name: (lambda name=name: tasks(name)) for name in TEXT},
-    "captioning": captioning,
+ROWS: dict[str, Callable[[bool], Row]] = {
+    **{name: partial(task_row, name, False) for name in TEXT},
+    "captioning": partial(captioning, False),
     "painting": painting,
+    "xe_i2t_causal": partial(task_row, "xe_i2t", True),
+    "rl_i2t_causal": partial(task_row, "rl_i2t", True),
+    "captioning_causal": partial(captioning, True),
 }
 
 
@@ -252,13 +263,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default=",".join(ROWS), help="names with commas between them")
+    parser.add_argument("--fakes", action="store_true", help="no operators, which take longer")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     if unknown := set(names) - set(ROWS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(ROWS)}")
     rows = []
     for name in names:
-        rows.append({"name": name, **ROWS[name]()})
+        rows.append({"name": name, **ROWS[name](not arguments.fakes)})
         sys.stdout.write(", ".join(f"{key} {value}" for key, value in rows[-1].items()) + "\n")
         sys.stdout.flush()
         if arguments.out:

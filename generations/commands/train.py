@@ -34,6 +34,7 @@ from generations.pipelines.extraction import remember_extractor
 from generations.pipelines.sequence import sequence_settings
 from generations.pipelines.validation import Validation
 from generations.runtime.cards import card_name, peak_tflops
+from generations.runtime.graphs import Graphs, at_once
 from generations.training.average import AveragedWeights
 from generations.training.checkpoint import Checkpoints, read_resumable, restore
 from generations.training.loop import LoopSettings, TrainingState, train
@@ -80,6 +81,8 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
     if cfg.test_interval:
         validation = Validation(cfg, model, here, monitor, lambda: watch.heard)
     levels = assembly.feature_levels(cfg)
+    on_one_gpu = here.device.type == "cuda" and here.world_size == 1
+    run = Graphs() if cfg.graphs and on_one_gpu else at_once
 
     def make_context(generator: torch.Generator) -> TaskContext:
         return TaskContext(
@@ -94,6 +97,7 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
             lambda number: runtime.mean_over_ranks(number, here),
             cfg.caption_dropout,
             bool(cfg.activation_checkpointing),
+            run,
         )
 
     def test(iteration: int) -> None:
@@ -117,14 +121,13 @@ def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None
 
 
 def _speed(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> Speed:
-    """How speed is told; says what this runs on."""
+    """How speed is told; says what the card can do."""
     name = card_name(here.device)
     half = here.device.type == "cuda" and here.autocast_dtype is not None
     peak = peak_tflops(name) if half else None
-    if here.device.type == "cuda":
-        told = f"whose peak is {peak:g} TFLOP/s" if peak else "whose peak is not known here"
-        dtype = str(here.autocast_dtype or torch.float32).removeprefix("torch.")
-        logger.info("%d process(es), each on one %s, in %s, %s", here.world_size, name, dtype, told)
+    if half:
+        told = f"is {peak:g} TFLOP/s" if peak else "is not known here, so no share of it is told"
+        logger.info("the peak of %s %s", name, told)
     operations = stage1_operations(
         model.size, cfg.text_length, model.causal, cfg.captions_per_image
     )

@@ -45,7 +45,8 @@ FLAGS = (
     "distributed", "fp16", "cpu_bf16", "tf32", "deterministic",
     "load_model_only", "resume_from_latest", "restart_iteration",
     "use_mix_feature", "use_grid_cluster", "use_grid_feat", "xlxmert_zeroshot",
-    "use_clip_score", "use_ema", "recompute", "activation_checkpointing", "visual_mask_per_sample",
+    "use_clip_score", "use_ema", "recompute", "activation_checkpointing", "graphs",
+    "visual_mask_per_sample",
     "collapse_repeats", "test_val2014", "eval_skip_bad",
     "eval_fid", "eval_is", "eval_prc", "eval_clipscore", "eval_rprec", "eval_rprec_hard",
     "features.skip_bad", "generator.noise", "generator.cosine",
@@ -103,6 +104,7 @@ def validate(cfg: CfgNode) -> None:
     """Raise a UserError for numbers out of range and for values that contradict each other."""
     _check_ranges(cfg)
     _check_decoding(cfg)
+    _check_graphs(cfg)
     dense, discrete = cfg.use_grid_feat, cfg.use_grid_cluster
     if cfg.use_mix_feature and not (dense and discrete):
         off = "use_grid_feat" if not dense else "use_grid_cluster"
@@ -151,6 +153,14 @@ def validate(cfg: CfgNode) -> None:
         raise UserError("keep_best is for runs that remove checkpoints: set keep_last 2 as well")
     if len(cfg.solver.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.solver.betas):
         raise UserError(f"solver.betas takes two numbers in [0, 1), not {cfg.solver.betas}")
+
+
+def _check_graphs(cfg: CfgNode) -> None:
+    if cfg.graphs and cfg.activation_checkpointing:
+        raise UserError(
+            "graphs 1 records kernels that activation_checkpointing 1 would have to run again by "
+            "itself; set one of them 0"
+        )
 
 
 def _check_decoding(cfg: CfgNode) -> None:

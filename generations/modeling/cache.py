@@ -47,7 +47,8 @@ class CaptionCache:
         words = [(keys[index], values[index]) for keys, values in self.words]
         image_of = self.image_of[index]
         own = self.own_images
-        if not torch.equal(image_of, self.image_of):
+        # a GPU would have to be waited for
+        if image_of.is_cuda or not torch.equal(image_of, self.image_of):
             own = [(keys[image_of], values[image_of]) for keys, values in self.images]
         return replace(self, words=words, image_of=image_of, own_images=own)
 

@@ -36,11 +36,13 @@ def compile_layers(
     torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)
     for module in model.modules():
         if isinstance(module, Layer):
-            module.compile(backend=backend, dynamic=True)
+            module.compile(backend=backend, dynamic=True, fullgraph=True)
         elif isinstance(module, CrossLayer):
             # the two halves are what is called; set so, they are no part of the weights
             for half in ("see", "tell"):
-                compiled = torch.compile(getattr(module, half), backend=backend, dynamic=True)
+                compiled = torch.compile(
+                    getattr(module, half), backend=backend, dynamic=True, fullgraph=True
+                )
                 setattr(module, half, compiled)
     logger.info("layers are compiled when they first run")
     return True

@@ -23,8 +23,9 @@ from generations.objectives.sequence import (
     sample_captions,
     soft_painting_loss,
 )
-from generations.objectives.token import xe_i2t_loss, xe_t2i_loss
+from generations.objectives.token import Run, xe_i2t_loss, xe_t2i_loss
 from generations.rewards import DocumentFrequency, cider_d
+from generations.runtime.graphs import at_once
 from generations.vocabulary import EMPTY, PAD
 
 
@@ -78,6 +79,7 @@ class TaskContext:
         mean_over_processes: of a number in a tensor, each process's own.
         caption_dropout: share of xe_t2i's captions that are emptied, for guidance.
         recompute_layers: stage 1 keeps what goes into a layer alone (activation checkpointing).
+        run: how what stage 1 computes on the device runs, captioning causal left out.
     """
 
     generator: torch.Generator
@@ -91,6 +93,7 @@ class TaskContext:
     mean_over_processes: Callable[[Tensor], Tensor] = lambda number: number
     caption_dropout: float = 0.0
     recompute_layers: bool = False
+    run: Run = at_once
 
 
 def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> StepOutput:
@@ -99,7 +102,7 @@ def xe_i2t(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
     smooth = {"smoothing": context.smoothing, "classes": context.text_classes}
     with recomputing_layers(model, context.recompute_layers):
         if not model.causal:
-            return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense))
+            return StepOutput(xe_i2t_loss(model, batch, **smooth, dense=dense, run=context.run))
         loss, count = causal_i2t_loss(model, batch, **smooth, dense=dense)
     # each process counts by its share of the predicted words
     return StepOutput(loss * (count / context.mean_over_processes(count.float())))
@@ -128,6 +131,7 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
             positions,
             smoothing=context.smoothing,
             dense=context.levels.painting,
+            run=context.run,
         )
     return StepOutput(loss * share)
 

@@ -69,3 +69,23 @@ def test_the_check_of_a_gpu_runs_without_one(bare, tmp_path):
     # a CPU's peak is in no table, and nothing is guessed
     assert found["about"]["peak_tflops"] is None and "share_of_peak" not in painted
     assert [entry["largest_batch"] for entry in found["largest"]] == [2, 2]
+
+
+def test_every_task_runs_on_fake_cuda_tensors_and_waits_where_it_has_to(tmp_path):
+    """A mix-up of devices is an error there."""
+    out = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/launches.py", "--fakes", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    reads = {row["name"]: row["reads"] for row in json.loads(out.read_text())}
+    for name in ("xe_i2t", "xe_t2i", "xe_i2t_causal", "rl_t2i", "painting"):
+        assert reads[name] == 0, name
+    # one for each word, and one for the reward
+    assert reads["rl_i2t"] <= 15 + 1 and reads["rl_i2t_causal"] <= 15 + 1
+    assert reads["captioning"] <= 17 and reads["captioning_causal"] <= 17

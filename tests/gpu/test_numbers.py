@@ -26,6 +26,7 @@ from generations.modeling import FeatureLevels, ModelSize, UnifiedTransformer, c
 from generations.objectives import TASKS, SequenceSettings, TaskContext, replay, sequence
 from generations.rewards import clip_score
 from generations.runtime import generator, seed_everything
+from generations.runtime.graphs import Graphs, at_once
 from generations.training.optim import SolverSettings, build_optimizer
 from generations.training.update import apply_gradients
 from generations.vocabulary import CLS, EOS, MASK, PAD, SEP
@@ -225,7 +226,12 @@ def test_extractors(device, name, backbone, side, grid, dim, precision):
     assert apart(found, wanted) < TOLERANCE["float32" if precision == "float32" else "bf16"]
 
 
-def trained(device: torch.device, steps: int, change: Callable[[nn.Module], object]) -> Tensor:
+def trained(
+    device: torch.device,
+    steps: int,
+    change: Callable[[nn.Module], object] = lambda model: None,
+    run=at_once,
+) -> Tensor:
     """All weights after steps of stage 1, as one vector."""
     model = new_model().to(device)
     change(model)
@@ -233,7 +239,7 @@ def trained(device: torch.device, steps: int, change: Callable[[nn.Module], obje
     joined: set[str] = set()
     batch = new_batch().to(device)
     for number in range(steps):
-        context = TaskContext(generator(number), FeatureLevels())
+        context = TaskContext(generator(number), FeatureLevels(), run=run)
         TASKS[("xe_i2t", "xe_t2i")[number % 2]](model, batch, context).loss.backward()
         apply_gradients(model, optimizer, joined, 1.0)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -241,8 +247,8 @@ def trained(device: torch.device, steps: int, change: Callable[[nn.Module], obje
 
 def test_some_steps_of_training_end_where_the_cpu_ends(device):
     start = torch.cat([p.detach().flatten() for p in new_model().parameters()])
-    wanted = trained(CPU, 6, lambda model: None)
-    found = trained(device, 6, lambda model: None)
+    wanted = trained(CPU, 6)
+    found = trained(device, 6)
     # Adam's first steps go by the sign of a gradient: where it is all but 0, so is its sign
     assert apart(found.cpu() - start, wanted - start) < 2e-2
 
@@ -252,11 +258,20 @@ def test_compiled_layers_give_the_same_numbers(device):
         pytest.skip("unit/test_speed_options.py is that of a CPU")
     pytest.importorskip("triton")
     torch.compiler.reset()
-    wanted = trained(device, 4, lambda model: None)
+    wanted = trained(device, 4)
     found = trained(device, 4, lambda model: compile_layers(model, "1", device))
     start = torch.cat([p.detach().flatten() for p in new_model().parameters()]).to(device)
     assert apart(found - start, wanted - start) < 2e-2
     torch.compiler.reset()
+
+
+def test_recorded_kernels_give_the_same_numbers(device):
+    plain = (lambda part, tensors: part) if device.type == "cpu" else None
+    graphs = Graphs(plain)
+    wanted, found = trained(device, 8), trained(device, 8, run=graphs)
+    start = torch.cat([p.detach().flatten() for p in new_model().parameters()]).to(device)
+    assert apart(found - start, wanted - start) < 2e-2
+    assert 2 <= len(graphs.known) <= 5  # xe_i2t, and xe_t2i by its rounded masks
 
 
 def test_an_iteration_of_stage_1_reads_nothing_back(device):
