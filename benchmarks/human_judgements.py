@@ -65,7 +65,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="FLICKR8K")
-    parser.add_argument("--metrics", default="bleu,rouge_l,meteor,cider_d")
+    parser.add_argument("--metrics", default="bleu,rouge_l,meteor,cider_d", help="'': none")
     parser.add_argument("--clip", type=Path, metavar="FOLDER")
     parser.add_argument("--images", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
@@ -92,7 +92,8 @@ def main() -> None:
     )
     figures: dict[str, dict[str, float]] = {}
     for name, pairs, variant in subsets:
-        scores = score_texts(pairs, captions, arguments.metrics.split(","))
+        metrics = [name for name in arguments.metrics.split(",") if name]
+        scores = score_texts(pairs, captions, metrics) if metrics else {}
         if arguments.clip:
             scores |= score_by_clip(pairs, captions, arguments.clip, arguments.images)
         figures[name] = agreement(pairs, scores, variant)

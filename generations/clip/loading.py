@@ -99,8 +99,8 @@ def _choose_activation(parts: dict[str, Any], model: str, path: Path) -> None:
     elif known is None and f"{model}-quickgelu" in open_clip.list_models():
         raise UserError(
             f"clip.weights {path}: it does not say which activation it wants, and with the wrong "
-            f"one its scores are wrong: set clip.quick_gelu 1 (weights of OpenAI, MetaCLIP, DFN) "
-            "or 0 (LAION, DataComp and others)"
+            "one its scores are wrong: set clip.quick_gelu 1 (weights of OpenAI, MetaCLIP, DFN) "
+            "or 0 (LAION, DataComp and others), or let the file's name say whose it is"
         )
 
 

@@ -232,5 +232,7 @@ def prepare_generator(cfg: CfgNode, here: Runtime) -> None:
 
 def prepare_clip(cfg: CfgNode, here: Runtime) -> None:
     """Train a small CLIP on the train images and their captions."""
-    note(cfg, "clip", **train_small_clip(cfg, here))
+    folder = Path(cfg.clip.weights).parent
+    name = "clip" if folder == Path(cfg.data_dir) else f"clip_{folder.name}"
+    note(cfg, name, **train_small_clip(cfg, here))
     logger.info("CLIP: %s", cfg.clip.weights)

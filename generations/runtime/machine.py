@@ -53,7 +53,7 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")  # torch says in a warning why a GPU cannot be used
-        there = torch.cuda.is_available()
+        there = name.startswith(("auto", "cuda")) and torch.cuda.is_available()
     asked = name
     if name == "auto":
         name = "cuda" if there else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -95,6 +95,7 @@ def test_the_road_of_flickr8k(source):
     clip = ("clip.model", str(judge / "clip.json"), "clip.weights", str(judge / "clip.safetensors"))
     prepare.main(["clip", *arguments(source, "base.yaml", "judge.yaml"), *clip])
     assert (judge / "clip.json").read_bytes() != (source / "data/clip.json").read_bytes()
+    assert {"clip", "clip_judge"} <= json.loads((source / "data/manifest.json").read_text()).keys()
     pieces = (source / "data/vocab.txt").read_text().splitlines()
     assert 1100 < len(pieces) < 7670
     main.main([*arguments(source, "stage1.yaml"), "scheduler.warmup_steps", "1"])
