@@ -22,7 +22,8 @@ class _Part(nn.Module):
 def record_on_gpu(part: nn.Module, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
     """The forward and the backward pass of a module as two graphs."""
     # parameters that the function does not read get no gradient
-    return torch.cuda.make_graphed_callables(part, tensors, allow_unused_input=True)
+    recorded: Any = torch.cuda.make_graphed_callables(part, tensors, allow_unused_input=True)
+    return recorded
 
 
 class Graphs:
