@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
-from open_clip.factory import load_state_dict
 from safetensors import safe_open
 from torch import nn
+
+from generations.libraries import library
+
+open_clip = library("open_clip", "open_clip_torch")
+factory = library("open_clip.factory", "open_clip_torch")
 
 _MARKS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's state dicts alone
 _QUICK = ("openai", "metaclip", "dfn")  # words in the names of files
@@ -54,7 +57,7 @@ def load_state(network: nn.Module, path: Path) -> None:
         # weights_only: a pickle that holds more than tensors is refused, not run
         open_clip.load_checkpoint(cast(Any, network), str(path), weights_only=True)
         return
-    state = cast(dict[str, Any], load_state_dict(str(path), weights_only=True))
+    state = cast(dict[str, Any], factory.load_state_dict(str(path), weights_only=True))
     network.load_state_dict({name: state[name] for name in state if name not in _MARKS})
 
 

@@ -110,7 +110,7 @@ class Curve(Monitor):
     def __init__(self):
         self.losses: dict[str, list[float]] = {"loss/xe_i2t": [], "loss/xe_t2i": []}
 
-    def record(self, iteration, samples, figures):
+    def record(self, iteration, samples, figures, *_):
         for name in self.losses.keys() & figures.keys():
             self.losses[name].append(figures[name].item())
         return {}
