@@ -3,6 +3,7 @@
     python benchmarks/ways.py --config configs/mini/stage1.yaml --minutes 3 --seeds 1,2,3
         [--paper "key value ..."] [--causal "key value ..."] [--out FILE.json] [--picture FILE.png]
         [key value ...]
+    python benchmarks/ways.py --redraw FILE.json --picture FILE.png
 
 Trains xe_i2t alone in both ways. A short run tells how long an iteration of each takes, then each
 gets as many iterations as fit into the time, its whole schedule in them, and is tested on the val
@@ -33,7 +34,8 @@ PROBE = 30  # iterations of the short run, of which the second half counts
 def main() -> None:
     """Train, read the curves, write and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config")
+    parser.add_argument("--redraw", type=Path, help="draw an earlier --out, and train nothing")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each run")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--paper", default="", help="keys of this way alone")
@@ -43,6 +45,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("keys", nargs="*")
     arguments = parser.parse_args()
+    if arguments.redraw:
+        draw(json.loads(arguments.redraw.read_text())["runs"], arguments.picture)
+        return
+    if not arguments.config:
+        parser.error("--config names the data set and the model")
     own = {"paper": arguments.paper.split(), "causal": arguments.causal.split()}
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
