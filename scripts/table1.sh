@@ -4,7 +4,7 @@
 # Usage: bash scripts/table1.sh [mini|coco] [SEED ...]     (default: mini, seeds 1 2 3)
 # mini: about an hour and a half a seed on one CPU core; the data are those of scripts/quickstart.sh.
 # coco: NUM_GPUS=8 bash scripts/table1.sh coco 1; about four times the training of the paper's model.
-# By variable: ROWS="ours dense" trains some rows alone, OPTIONS="device cpu" goes to every command, FOLDER for
+# By variable: ROWS="ours dense" trains some rows alone, OPTIONS="device cpu" goes to every command (quote paths in it), FOLDER for
 # another place, METRICS=cider_d,bleu for fewer caption metrics, MASTER_PORT.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,7 @@ shift || true
 seeds=("${@:-1 2 3}")
 rows=${ROWS:-ours no_clip captions_only pictures_only dense discrete}
 folder=${FOLDER:-models/table1_$size}
+eval "everywhere=(${OPTIONS:-})" # words as in a shell, so that a path may hold spaces
 launcher=(python)
 if ((${NUM_GPUS:-1} > 1)); then
   launcher=(python -m torch.distributed.run --nproc_per_node="$NUM_GPUS" --master_port="${MASTER_PORT:-4396}")
@@ -25,11 +26,11 @@ run() {
   shift 3
   # scored last: what has its figures is done
   if compgen -G "$folder/$exp_id/metrics_*_test_*.json" >/dev/null; then return; fi
-  "${launcher[@]}" generations/main.py "${options[@]}" test_interval 0 "$@" ${OPTIONS:-}
+  "${launcher[@]}" generations/main.py "${options[@]}" test_interval 0 "$@" "${everywhere[@]}"
   options+=(test_num -1)
-  if [[ $exp_id != pictures_only* ]]; then python generations/inference.py "${options[@]}" ${OPTIONS:-}; fi
-  if [[ $exp_id != captions_only* ]]; then python generations/sample_images.py "${options[@]}" ${OPTIONS:-}; fi
-  python generations/evaluate.py "${options[@]}" eval_rprec 1 eval_rprec_hard 1 ${OPTIONS:-} \
+  if [[ $exp_id != pictures_only* ]]; then python generations/inference.py "${options[@]}" "${everywhere[@]}"; fi
+  if [[ $exp_id != captions_only* ]]; then python generations/sample_images.py "${options[@]}" "${everywhere[@]}"; fi
+  python generations/evaluate.py "${options[@]}" eval_rprec 1 eval_rprec_hard 1 "${everywhere[@]}" \
     --caption-metrics "${METRICS:-cider_d,bleu,meteor,rouge_l,diversity}"
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def test_launch_scripts_run_both_stages_on_two_processes(world, tmp_path):
 
 
 def test_table_1_is_made_row_by_row_and_not_again(world, tmp_path):
-    small = " ".join(SMALL(world)[2:])
+    small = shlex.join(SMALL(world)[2:])
     variables = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FOLDER": str(tmp_path),
