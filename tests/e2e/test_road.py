@@ -83,14 +83,15 @@ def test_raw_images_are_captioned(world, trained, tmp_path):
     [
         ("use_mix_feature", "0", "use_grid_cluster", "0"),
         ("use_mix_feature", "0", "use_grid_feat", "0"),
-        ("xlxmert_zeroshot", "1"),
+        ("xlxmert_zeroshot", "1", "init.mask_feat_std", "0"),
         ("captioning", "causal", "captions_per_image", "3", "decoding.method", "beam"),
     ],
     ids=["dense", "discrete", "zeroshot", "causal"],
 )
 def test_ablations_train_caption_and_paint(world, tmp_path, flags):
     common = (*SMALL(world, tmp_path), "exp_id", "b", "test_interval", "0", *flags)
-    run("main.py", *common, "scheduler.max_steps", "2")
+    said = run("main.py", *common, "scheduler.max_steps", "2")
+    assert ("set init.mask_feat_std 0.5" in said) == ("init.mask_feat_std" in flags)
     run("inference.py", *common, "test_num", "2")
     run("sample_images.py", *common, "test_num", "2")
     assert len(json.loads((tmp_path / "b" / "captions_test_0000002.json").read_text())) == 2
