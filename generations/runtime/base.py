@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,9 @@ def start(
             store = distributed.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
                 f"generations/{meeting}", store
             )
+            # it keeps the group that is there when it is imported, as defaults of its functions; a
+            # group that is kept is not closed, and the others do not notice that this one left
+            import_module("torch.distributed.nn.functional")
             distributed.init_process_group(
                 backend, timeout=patience, store=store, rank=rank, world_size=world_size
             )

@@ -62,7 +62,6 @@ def data_parallel(
     arguments: dict[str, Any] = {
         "device_ids": devices,
         "gradient_as_bucket_view": True,  # else every gradient is copied, there and back
-        "broadcast_buffers": False,  # they are constants
     }
     if unread is not None and runtime.device.type == "cuda":
         return ddp_for_each(module, unread, arguments)

@@ -204,12 +204,15 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(world, small_disk)
 
 def test_a_write_that_fails_half_way_leaves_nothing(world, tmp_path):
     """Files may not grow beyond 1 MB: a quota, or a disk that others fill meanwhile."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits, log = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "log"
+    command = ("main.py", *SMALL(world, tmp_path), "exp_id", "x", "test_interval", "0")
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
-        said = fails("main.py", *SMALL(world, tmp_path), "exp_id", "x", "test_interval", "0")
+        process = begin(*command, log=log)  # a process of its own, which takes over the limit
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ended(process, log) == FAILED
+    said = log.read_text()
     assert "model_0000006.pth cannot be written ([Errno 27] File too large)" in said
     assert not list((tmp_path / "x").glob("*model_*"))
 

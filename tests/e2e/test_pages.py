@@ -21,7 +21,7 @@ from generations.config import load_config
 from generations.pipelines.demo import Demo
 
 pytestmark = needs_browser
-NASTY = "<script>document.title='run'</script> & ${1 + 1} \"zebra\" <img src=x onerror=alert(1)>"
+NASTY = "<script>document['title']='run'</script> & ${1 + 1} \"zebra\" <img src=x onerror=alert(1)>"
 SEEN = "[...document.querySelectorAll('{}')].filter(i => i.complete && i.naturalWidth > 0).length"
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 
