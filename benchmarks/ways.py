@@ -1,15 +1,16 @@
 """The paper's captioning and the causal one, from the same seeds, by time and by words.
 
-    python benchmarks/ways.py --config configs/mini/stage1.yaml --minutes 3 --seeds 1,2,3
-        [--paper "key value ..."] [--causal "key value ..."] [--out FILE.json] [--picture FILE.png]
-        [key value ...]
+    python benchmarks/ways.py --config configs/mini/stage1.yaml --seeds 1,2,3
+        [--runs paper:3,causal:3,causal:words] [--paper "key value ..."] [--causal "key value ..."]
+        [--target CIDER_D] [--out FILE.json] [--picture FILE.png] [key value ...]
     python benchmarks/ways.py --redraw FILE.json --picture FILE.png
 
 Trains xe_i2t alone in both ways. A short run tells how long an iteration of each takes, then each
-gets as many iterations as fit into the time, its whole schedule in them, and is tested on the val
-split on the way. The seconds of a point are iterations times seconds an iteration, so tests do not
-count, nor does what else the machine did later. The causal way is also trained once on as many
-words as the paper's had. Needs a prepared data_dir, and an idle machine for its first minute.
+gets as many iterations as fit into its minutes, its whole schedule in them, and is tested on the
+val split on the way. The seconds of a point are iterations times seconds an iteration, so tests do
+not count, nor does what else the machine did later. `causal:words` trains on as many words as the
+paper's run of the first minutes. Needs a prepared data_dir, and an idle machine for its first
+minute.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--config")
     parser.add_argument("--redraw", type=Path, help="draw an earlier --out, and train nothing")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each run")
+    parser.add_argument("--runs", default="paper:3,causal:3,causal:words", help="way:minutes")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--paper", default="", help="keys of this way alone")
     parser.add_argument("--causal", default="captions_per_image 5")
@@ -54,17 +55,22 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         train = Trainer(arguments.config, Path(folder), arguments.keys, own)
-        pace = {way: train.pace(way) for way in WAYS}
-        words = {way: train.words(way) for way in WAYS}
-        steps = {way: max(POINTS, int(60 * arguments.minutes / pace[way])) for way in WAYS}
-        same_words = max(POINTS, round(steps["paper"] * words["paper"] / words["causal"]))
+        plan = [run.split(":") for run in arguments.runs.split(",")]
+        ways = [way for way in WAYS if any(way == planned for planned, _ in plan)]
+        pace = {way: train.pace(way) for way in ways}
+        words = {way: train.words(way) for way in ways}
         for seed in map(int, arguments.seeds.split(",")):
-            for way, count, what in (
-                ("paper", steps["paper"], "time"),
-                ("causal", steps["causal"], "time"),
-                ("causal", same_words, "words"),
-            ):
-                run = {"way": way, "seed": seed, "equal": what, "iterations": count}
+            paper_words = 0.0
+            for way, length in plan:
+                equal = "words" if length == "words" else "time"
+                if equal == "words":
+                    count = round(paper_words / words[way])
+                else:
+                    count = int(60 * float(length) / pace[way])
+                count = max(POINTS, count)
+                if way == "paper" and not paper_words:
+                    paper_words = count * words[way]
+                run = {"way": way, "seed": seed, "equal": equal, "iterations": count}
                 run |= train.run(way, seed, count)
                 run["seconds"] = [step * pace[way] for step in run["steps"]]
                 run["words"] = [step * words[way] for step in run["steps"]]

@@ -1,25 +1,55 @@
-"""Dropout whose masks are kept, and used again when the same rows run in other batches.
+"""Dropout: drawn quickly on a CPU, and kept where the same rows run again in other batches.
 
-Both are contexts around the calls of a model. Attention with dropout is written out in them, as a
-fused kernel does not tell what it dropped. Code of torch.compile is not used in them: it has its
-dropout inside.
+On a CPU torch draws a number for each element, which takes a quarter of a training step. Here 16
+random bits decide about each, so a chance is met to 1 / 65536, and what is kept is scaled by what
+the chance then is. GPUs and compiled code have kernels of their own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+_STEPS = 2**16
+_Drop = Callable[[Tensor, float], Tensor]  # takes values (B, ...) and the chance to become 0
+_replacement: ContextVar[_Drop | None] = ContextVar("dropout", default=None)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, as this module draws it. Draws from torch's global generator."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return _drop(values, self.p) if self.training and self.p else values
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """Scaled dot-product attention (..., Q, H) of queries (..., Q, H) over keys (..., C, H).
+
+    Args:
+        query: (..., Q, H).
+        key: (..., C, H).
+        value: (..., C, H).
+        bias: added to the scores (..., Q, C).
+        dropout: chance of each attention weight to become 0; 0 in inference.
+    """
+    if not dropout or _left_to_torch(query):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    scores = query / query.shape[-1] ** 0.5 @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    return _drop(scores.softmax(-1), dropout) @ value
 
 
 @contextmanager
 def recorded_dropout(rows: int) -> Iterator[list[Tensor]]:
     """Context that drops in the first `rows` rows of a batch, and in no other.
 
-    Draws from torch's global generator.
+    Draws from torch's global generator. Compiled layers run as they were written in it.
 
     Yields:
         the masks: (rows, ...) bool, True where a number is kept, in the order of their use; the
@@ -32,12 +62,12 @@ def recorded_dropout(rows: int) -> Iterator[list[Tensor]]:
         if values.is_cuda:  # one kernel in the place of four
             dropped, kept = torch.native_dropout(dropping, chance, True)
         else:
-            kept = torch.rand(dropping.shape) >= chance
-            dropped = dropping * kept / (1 - chance)
+            kept, scale = _drawn(dropping, chance)
+            dropped = dropping * kept * scale
         masks.append(kept)
         return torch.cat([dropped, staying]) if len(staying) else dropped
 
-    with torch.compiler.set_stance("force_eager"), _Dropout(drop):
+    with _replaced(drop):
         yield masks
 
 
@@ -52,9 +82,10 @@ def repeated_dropout(records: Iterable[list[Tensor]]) -> Iterator[None]:
     sites = zip(*records, strict=True)
 
     def drop(values: Tensor, chance: float) -> Tensor:
-        return values * stacked(next(sites)) / (1 - chance)
+        scale = 1 / (1 - chance) if values.is_cuda else _scale(chance)
+        return values * stacked(next(sites)) * scale
 
-    with torch.compiler.set_stance("force_eager"), _Dropout(drop):
+    with _replaced(drop):
         yield
 
 
@@ -69,32 +100,47 @@ def stacked(masks: tuple[Tensor, ...]) -> Tensor:
     return whole
 
 
-class _Dropout(TorchFunctionMode):
-    """Replaces dropout: `drop` takes values (B, ...) and the chance of each to become 0."""
+@contextmanager
+def _replaced(drop: _Drop) -> Iterator[None]:
+    token = _replacement.set(drop)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _replacement.reset(token)
 
-    def __init__(self, drop: Callable[[Tensor, float], Tensor]):
-        super().__init__()
-        self.drop = drop
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return self._dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and kwargs.get("dropout_p"):
-            return self._attention(*args, **kwargs)
-        return func(*args, **kwargs)
+def _left_to_torch(values: Tensor) -> bool:
+    """Whether torch's own kernels drop."""
+    return torch.compiler.is_compiling() or (
+        values.device.type != "cpu" and _replacement.get() is None
+    )
 
-    def _dropout(
-        self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        return self.drop(values, p) if training and p else values
 
-    def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float
-    ) -> Tensor:
-        scores = query / query.shape[-1] ** 0.5 @ key.transpose(-1, -2)
-        if attn_mask is not None:
-            scores = scores + attn_mask
-        return self.drop(scores.softmax(-1), dropout_p) @ value
+def _drop(values: Tensor, chance: float) -> Tensor:
+    if _left_to_torch(values):
+        return F.dropout(values, chance)
+    drop = _replacement.get()
+    if drop is not None:
+        return drop(values, chance)
+    kept, scale = _drawn(values, chance)
+    # of the values' type: half the passes of a product with bool
+    return values * kept.to(values.dtype).mul_(scale)
+
+
+def _drawn(values: Tensor, chance: float) -> tuple[Tensor, float]:
+    """Which values are kept, bool, and the scale of what is."""
+    count = values.numel()
+    # 64 bits at once: four decisions of 16
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[:count].view(values.shape)
+    return bits >= _threshold(chance) - _STEPS // 2, _scale(chance)
+
+
+def _threshold(chance: float) -> int:
+    """Of the 65,536 numbers, how many drop."""
+    return round(chance * _STEPS)
+
+
+def _scale(chance: float) -> float:
+    return _STEPS / max(1, _STEPS - _threshold(chance))

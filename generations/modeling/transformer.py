@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from generations.errors import UserError
+from generations.modeling.dropout import Dropout, attention
 from generations.modeling.linear import Linear, linear
 
 HIDDEN_KEY = -10000.0  # additive score of a hidden text key; its attention weight underflows to 0
@@ -166,26 +167,32 @@ class UnifiedTransformer(nn.Module):
 
         Args:
             vision: (B, N, H) from `encode_vision`.
-            text: (B, S, H) from `encode_text`.
+            text: (B, S, H) from `encode_text`; with a mask that has rows, (B * C, S, H): the C
+                captions of each image one after the other.
             text_mask: as of `encode_text`. With rows the image sees the first position alone.
             read: the stream the caller reads; the last layer computes only that one.
             text_positions: (B, P), with read "text": the positions that are read; (P,) for all
                 captions where the mask has rows.
 
         Returns:
-            vision (B, N, H) and text (B, S or P, H). A stream that is not read comes back as it
-            entered the last layer.
+            vision (B, N, H) and text (B or B * C, S or P, H). A stream that is not read comes back
+            as it entered the last layer.
         """
         bias = key_bias(text_mask, text.dtype)
         by_row = text_mask is not None and text_mask.ndim == 3
-        shown, to_image = (1, None) if by_row else (text.shape[1], bias)
+        to_image = None if by_row else bias
+
+        def shown(text: Tensor) -> Tensor:
+            # the first position is the same in all captions of an image
+            return text[:: len(text) // len(vision), :1] if by_row else text
+
         *layers, last = cast(list[CrossLayer], list(self.encoder.x_layers))
         for layer in layers:
-            seen = self._through(layer.see, vision, text[:, :shown], to_image)
+            seen = self._through(layer.see, vision, shown(text), to_image)
             vision, text = seen, self._through(layer.tell, vision, text, bias)
         seen = told = None
         if read != "text":
-            seen = self._through(last.see, vision, text[:, :shown], to_image)
+            seen = self._through(last.see, vision, shown(text), to_image)
         if read != "vision":
             told = self._through(last.tell, vision, text, bias, text_positions)
         return vision if seen is None else seen, text if told is None else told
@@ -215,7 +222,7 @@ class TextEmbedding(nn.Module):
         self.position_embeddings = nn.Embedding(POSITIONS, size.hidden_size, padding_idx=0)
         self.token_type_embeddings = nn.Embedding(TOKEN_TYPES, size.hidden_size, padding_idx=0)
         self.LayerNorm = nn.LayerNorm(size.hidden_size, NORM_EPS)
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = Dropout(size.dropout)
 
     def forward(self, text_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         if positions is None:
@@ -245,7 +252,7 @@ class VisualEmbedding(nn.Module):
         self.visn_layer_norm = nn.LayerNorm(size.hidden_size, NORM_EPS)
         self.box_fc = Linear(BOX_SIZE, size.hidden_size)
         self.box_layer_norm = nn.LayerNorm(size.hidden_size, NORM_EPS)
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = Dropout(size.dropout)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         content = self.visn_layer_norm(self.visn_fc(features))  # (B, N, H)
@@ -300,8 +307,15 @@ class CrossLayer(nn.Module):
         positions: Tensor | None = None,
         past: "Past | None" = None,
     ) -> Tensor:
-        """The language stream's next states, (B, S, H), or (B, P, H) at `positions`."""
-        text = self.visual_attention(text, vision)
+        """The language stream's next states, (B, S, H), or (B, P, H) at `positions`.
+
+        Of (B * C, S, H), the captions of an image one after the other, it makes as many.
+        """
+        if isinstance(vision, Tensor) and len(text) > len(vision):
+            together = text.unflatten(0, (len(vision), -1)).flatten(1, 2)  # (B, C * S, H)
+            text = self.visual_attention(together, vision).reshape(text.shape)
+        else:
+            text = self.visual_attention(text, vision)
         asking = text
         if positions is not None and positions.ndim == 1:
             asking = text[:, positions]
@@ -375,12 +389,12 @@ class Projections(nn.Module):
         if past is not None:
             keys = past.keys.index_copy_(2, past.slots, keys)
             values = past.values.index_copy_(2, past.slots, values)
-        attended = F.scaled_dot_product_attention(
+        attended = attention(
             self._split(self.query(states)),  # (B, heads, Q, H / heads)
             keys,
             values,
-            attn_mask=bias,  # (B, 1, 1, C), or (1, 1, Q, C)
-            dropout_p=self.dropout if self.training else 0.0,
+            bias,  # (B, 1, 1, C), or (1, 1, Q, C)
+            self.dropout if self.training else 0.0,
         )
         return attended.transpose(1, 2).flatten(2)  # (B, Q, H)
 
@@ -399,7 +413,7 @@ class AddNorm(nn.Module):
         super().__init__()
         self.dense = Linear(width, size.hidden_size)
         self.LayerNorm = nn.LayerNorm(size.hidden_size, NORM_EPS)
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = Dropout(size.dropout)
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(states)) + residual)

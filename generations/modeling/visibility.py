@@ -34,51 +34,39 @@ def upto(positions: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TeacherForcing:
-    """Every word of several captions of an image in one text, and what predicts it.
+    """A text that predicts every word of a caption at once.
 
-    The text is [CLS], the words 1..P-1 of each caption, and for each caption a [MASK] at each of
-    the positions 1..P, which sees the words before that position and itself.
+    It is [CLS], the words 1..P-1 and a [MASK] at each of the positions 1..P, which sees the words
+    before that position and itself.
 
     Attributes:
-        captions: C.
         predicted: P, the positions from 1 that are predicted.
-        positions: (S,) where each of the S = 1 + C (2 P - 1) tokens stands in its caption.
-        visible: (1, S, S) what each of them sees.
+        positions: (2 P,) where each token stands in the caption.
+        visible: (1, 2 P, 2 P) what each of them sees.
     """
 
-    captions: int
     predicted: int
     positions: Tensor
     visible: Tensor
 
     @property
     def masks(self) -> Tensor:
-        """(C * P,) places of the [MASK]s in the text, caption by caption."""
-        length = len(self.positions)
-        first = length - self.captions * self.predicted
-        return torch.arange(first, length, device=self.positions.device)
+        """(P,) places of the [MASK]s in the text."""
+        return torch.arange(self.predicted, 2 * self.predicted, device=self.positions.device)
 
     def text(self, ids: Tensor) -> Tensor:
-        """The text (B, S) of captions (B, C, T), T > P."""
-        words = ids[:, :, 1 : self.predicted].flatten(1)
-        masks = words.new_full((len(ids), self.captions * self.predicted), MASK)
-        return torch.cat([ids[:, 0, :1], words, masks], 1)
+        """The text (..., 2 P) of captions (..., T), T > P."""
+        words = ids[..., : self.predicted]
+        return torch.cat([words, torch.full_like(words, MASK)], -1)
 
 
 @cache
-def teacher_forcing(captions: int, predicted: int, device: torch.device) -> TeacherForcing:
-    """The layout for C captions of which the positions 1..P are predicted."""
-    places = torch.arange(1, predicted + 1)
-    cls = torch.zeros(1, dtype=torch.long)
-    positions = torch.cat([cls, places[:-1].repeat(captions), places.repeat(captions)])
-    number = torch.arange(captions)
-    owner = torch.cat([
-        cls - 1, number.repeat_interleave(predicted - 1), number.repeat_interleave(predicted)
-    ])  # fmt: skip
-    is_mask = torch.arange(len(positions)) >= len(positions) - captions * predicted
-    same = (owner[:, None] == owner) | (owner < 0)
+def teacher_forcing(predicted: int, device: torch.device) -> TeacherForcing:
+    """The layout for captions of which the positions 1..P are predicted."""
+    places = torch.arange(predicted)
+    positions = torch.cat([places, places + 1])
+    is_mask = torch.arange(2 * predicted) >= predicted
     # a word sees the words up to itself, a [MASK] those before it
     before = positions < positions[:, None] + (~is_mask).long()[:, None]
-    itself = torch.eye(len(positions), dtype=torch.bool)
-    visible = (same & before & ~is_mask) | itself
-    return TeacherForcing(captions, predicted, positions.to(device), visible[None].to(device))
+    visible = (before & ~is_mask) | torch.eye(2 * predicted, dtype=torch.bool)
+    return TeacherForcing(predicted, positions.to(device), visible[None].to(device))

@@ -22,10 +22,11 @@ def word_states(model: UnifiedTransformer, vision: Tensor, ids: Tensor, predicte
         ids: (B, C, T) captions of each image, [CLS] first.
         predicted: P, less than T.
     """
-    layout = teacher_forcing(ids.shape[1], predicted, ids.device)
-    text = model.encode_text(layout.text(ids), layout.visible, layout.positions)
+    layout = teacher_forcing(predicted, ids.device)
+    text = layout.text(ids.flatten(0, 1))  # (B * C, 2 P)
+    text = model.encode_text(text, layout.visible, layout.positions)
     _, states = model.fuse(vision, text, layout.visible, "text", layout.masks)
-    return states.unflatten(1, (ids.shape[1], predicted))
+    return states.unflatten(0, ids.shape[:2])
 
 
 def causal_i2t_loss(
