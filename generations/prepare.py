@@ -1,6 +1,6 @@
 """Raw images and captions -> features, codebook, image generator: `prepare.py STEP key value ...`
 
-Steps:
+Steps, of which several may be given with commas between them, such as `features,clusters`:
     mini-world  draw the embedded data set: pictures, captions and a vocabulary
     captions    check captions_file and images_dir, and write the split file dataset_coco
     vocabulary  the pieces of BERT's vocabulary that the train captions have, into vocab_file
@@ -17,7 +17,7 @@ features and generator may run in several processes:
 """
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("steps", type=_steps, metavar="STEP[,STEP...]")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -54,6 +54,14 @@ def _options(parser: ArgumentParser) -> None:
         metavar=("TRAIN", "VAL", "TEST"),
         help="pictures of the mini world (default: 6000 500 500)",
     )
+
+
+def _steps(text: str) -> list[str]:
+    steps = text.split(",")
+    for step in steps:
+        if step not in STEPS:
+            raise ArgumentTypeError(f"there is no step {step!r}; the steps: {', '.join(STEPS)}")
+    return steps
 
 
 if __name__ == "__main__":

@@ -42,12 +42,10 @@ finish() { # waits for what runs beside
 }
 
 step "the mini world: pictures, captions, features, codebook"
-python generations/prepare.py mini-world "${stage1[@]}"
-for part in captions features clusters; do python generations/prepare.py $part "${stage1[@]}"; done
+python generations/prepare.py mini-world,captions,features,clusters "${stage1[@]}"
 
 step "stage 1; beside it the image generator and a small CLIP"
-networks() { python generations/prepare.py generator "${stage1[@]}" && python generations/prepare.py clip "${stage1[@]}"; }
-beside networks
+beside python generations/prepare.py generator,clip "${stage1[@]}"
 python generations/main.py "${stage1[@]}"
 finish
 

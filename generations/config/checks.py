@@ -39,6 +39,7 @@ CHOICES = {
     "channels_last": ("auto", "0", "1"),
     "features.store": tuple(FEATURE_SUFFIXES),
     "features.precision": ("float32", "bfloat16", "float16"),
+    "generator.precision": ("float32", "bfloat16"),
     "features.dtype": ("float16", "bfloat16", "float32"),
 }
 FLAGS = (

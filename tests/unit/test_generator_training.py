@@ -47,6 +47,29 @@ def weights(generator: ImageGenerator) -> torch.Tensor:
     return torch.cat([value.flatten() for value in generator.state_dict().values()])
 
 
+def test_bfloat16_makes_the_products_and_weights_stay_float32():
+    logged: dict[str, dict[str, float]] = {}
+    trained = {}
+    for precision in ("float32", "bfloat16"):
+        hooks = Hooks(log=lambda step, scalars, to=precision: logged.update({to: dict(scalars)}))
+        recipe = replace(RECIPE, precision=precision)
+        trained[precision] = train_generator(
+            fresh(), CENTROIDS, DATA, recipe, seed=1, hooks=hooks, perceptual=PerceptualStub()
+        )
+    assert all(value.dtype == torch.float32 for value in trained["bfloat16"].parameters())
+    exact, rough = weights(trained["float32"]), weights(trained["bfloat16"])
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(rough, exact, atol=0.02, rtol=0.1)
+    for name, value in logged["float32"].items():
+        assert logged["bfloat16"][name] == pytest.approx(value, rel=0.1, abs=0.05), name
+
+
+class PerceptualStub(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        kernel = torch.ones(2, 3, 3, 3) / 27
+        return [torch.nn.functional.conv2d(images, kernel)]
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 
