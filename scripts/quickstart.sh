@@ -17,9 +17,9 @@ python generations/sample_images.py --config models/mini/config.yaml --caption "
 # The causal way learns all words of a caption at once (docs/causal.md). Its captions need fewer iterations than
 # pictures, so two of three paint.
 common=(captioning causal "$@")
-stage1=(--config configs/mini/stage1.yaml exp_id "${exp_id}_stage1" solver.lr 1e-3 scheduler.max_steps 3000
+stage1=(--config configs/mini/stage1.yaml exp_id "${exp_id}_stage1" solver.lr 1e-3 scheduler.max_steps 2100
   iteration_tasks "['xe_i2t','xe_t2i','xe_t2i']" test_interval 0 "${common[@]}")
-stage2=(--config configs/mini/stage2.yaml exp_id "$exp_id" test_interval 0 "${common[@]}")
+stage2=(--config configs/mini/stage2.yaml exp_id "$exp_id" scheduler.max_steps 210 test_interval 0 "${common[@]}")
 
 samples_and_scores() {
   python generations/inference.py "$@" test_num -1     # image -> text
@@ -28,12 +28,12 @@ samples_and_scores() {
     --caption-metrics cider_d,bleu,rouge_l,diversity,clip_score
 }
 
-# two jobs run beside each other, each on half of the cores: networks as small as these gain little from more
-export OMP_NUM_THREADS=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
+# Two jobs run beside each other, each on half of the cores: networks as small as these gain little from more.
+half=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
 beside() { # COMMAND...: runs it behind the next step; its output goes to a file
   log=models/$exp_id.beside.log
   mkdir -p models
-  "$@" >"$log" 2>&1 &
+  OMP_NUM_THREADS=$half "$@" >"$log" 2>&1 &
   pid=$!
 }
 finish() { # waits for what runs beside
@@ -46,7 +46,7 @@ python generations/prepare.py mini-world,captions,features,clusters "${stage1[@]
 
 step "stage 1; beside it the image generator and a small CLIP"
 beside python generations/prepare.py generator,clip "${stage1[@]}"
-python generations/main.py "${stage1[@]}"
+OMP_NUM_THREADS=$half python generations/main.py "${stage1[@]}"
 finish
 
 step "stage 2; beside it captions, pictures and scores of stage 1"
