@@ -19,7 +19,7 @@ python generations/sample_images.py --config models/mini/config.yaml --caption "
 common=(captioning causal "$@")
 stage1=(--config configs/mini/stage1.yaml exp_id "${exp_id}_stage1" solver.lr 1e-3 scheduler.max_steps 2100
   iteration_tasks "['xe_i2t','xe_t2i','xe_t2i']" test_interval 0 "${common[@]}")
-stage2=(--config configs/mini/stage2.yaml exp_id "$exp_id" scheduler.max_steps 210 test_interval 0 "${common[@]}")
+stage2=(--config configs/mini/stage2.yaml exp_id "$exp_id" scheduler.max_steps 180 test_interval 0 "${common[@]}")
 
 samples_and_scores() {
   python generations/inference.py "$@" test_num -1     # image -> text
