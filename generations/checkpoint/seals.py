@@ -68,9 +68,9 @@ def check_whole(path: Path) -> None:
         try:
             size = file.stat().st_size
             if size != facts["bytes"]:
-                raise UserError(f"{file} has {size} bytes and was written with {facts['bytes']}")
+                raise UserError(f"{file} has {size} bytes, but {facts['bytes']} were written")
             if _sha256(file) != facts["sha256"]:
-                raise UserError(f"{file} differs from what was written (SHA-256)")
+                raise UserError(f"{file} changed after it was written (its SHA-256 differs)")
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror})") from None
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
             for facts in files.values()
         ):
             return seal
-    raise UserError(f"{seal_path(path)} is no seal of a checkpoint: delete it")
+    raise UserError(f"{seal_path(path)} is not a valid seal file of a checkpoint: delete it")
 
 
 def _sha256(path: Path) -> str:

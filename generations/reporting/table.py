@@ -207,7 +207,7 @@ def to_markdown(table: Table) -> str:
             *lines,
             "\nDifferences to ours with the same seed:\n",
             *differences,
-            "\nPublished (COCO; FID by the original's network). Values that are not available are left empty.\n",
+            "\nPublished (COCO; FID by the original's network). Empty cells: not available.\n",
             *published,
             "",
         ]

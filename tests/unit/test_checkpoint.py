@@ -527,7 +527,7 @@ def test_state_of_other_weights_is_refused(tmp_path, model, other):
     payload = training_payload(model)
     write_training_checkpoint(tmp_path / "run", payload)
     save_safetensors(tmp_path / "run" / "model.safetensors", other.state_dict())
-    with pytest.raises(UserError, match="was not saved with"):
+    with pytest.raises(UserError, match="does not belong to"):
         read_training_checkpoint(tmp_path / "run")
 
 
