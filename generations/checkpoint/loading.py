@@ -83,7 +83,7 @@ class LoadReport:
         if self.left_over:
             parts = Counter(_part(strip_module(name)) for name in self.left_over)
             groups = ", ".join(f"{part} {count}" for part, count in parts.items())
-            lines.append(f"  left over in the file: {len(self.left_over)} ({groups})")
+            lines.append(f"  not used in the file: {len(self.left_over)} ({groups})")
         return "\n".join(lines)
 
 

@@ -43,7 +43,7 @@ def wants_quick_gelu(path: Path) -> tuple[bool | None, str]:
     names = " ".join(parts).lower()
     for words, quick in ((_QUICK, True), (_PLAIN, False)):
         if found := next((word for word in words if word in names), ""):
-            return quick, f"its name says {found}"
+            return quick, f"its name contains {found}"
     return None, ""
 
 

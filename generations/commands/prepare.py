@@ -45,11 +45,13 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
         alone = [step for step in steps if step not in SHARED]
         if here.world_size > 1 and alone:
             raise UserError(
-                f"the step {alone[0]} runs in one process: start it with python, not "
-                f"torchrun; {' and '.join(SHARED)} may run in several"
+                f"the step {alone[0]} runs in one process only: start it with python, not torchrun "
+                f"(only {' and '.join(SHARED)} can use several processes)"
             )
         if arguments.check and steps != ["captions"]:
-            raise UserError("--check belongs to the step captions: prepare.py captions --check ...")
+            raise UserError(
+                "--check works only with the step captions: prepare.py captions --check ..."
+            )
         if arguments.check:
             check_captions(cfg)
             return

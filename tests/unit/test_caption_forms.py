@@ -481,7 +481,7 @@ def test_check_says_what_a_file_holds_and_changes_nothing(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2\.jpg is missing"):
         prepared(tmp_path, "--check", "captions_file", str(path))
     prepare.main(["captions", "--check", "captions_file", str(path), "images_dir", ""])
-    with pytest.raises(UserError, match="--check belongs to the step captions"):
+    with pytest.raises(UserError, match="--check works only with the step captions"):
         prepare.main(["features", "--check", "captions_file", str(path)])
 
 

@@ -120,7 +120,7 @@ def test_tied_names_that_disagree_are_refused(tmp_path, model):
     state = state_of(model)
     state[DECODER] += 1
     save_pth(tmp_path / "w.pth", state)
-    refused(model, tmp_path / "w.pth", "left over", DECODER)
+    refused(model, tmp_path / "w.pth", "not used", DECODER)
 
 
 def test_half_precision_is_taken(tmp_path, model, other):
@@ -394,7 +394,7 @@ def test_another_size_names_the_tensor_and_the_flag(tmp_path, model, key, value,
 def test_another_depth_names_the_layers(tmp_path, model, layers):
     deep = build_model(load_config(overrides=[*TINY, "model.cross_layers", layers]))
     save_pth(tmp_path / "w.pth", deep.state_dict())
-    word = "missing" if layers == "1" else "left over"
+    word = "missing" if layers == "1" else "not used"
     refused(model, tmp_path / "w.pth", word, f"encoder.x_layers.{min(int(layers), 2)}.")
 
 

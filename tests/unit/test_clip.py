@@ -419,11 +419,11 @@ def test_wrong_names_are_explained(model, weights, message):
     "config,message",
     [
         ("{", "is not valid JSON"),
-        ([], "is no open_clip model config"),
+        ([], "is not an open_clip model config"),
         ({"embed_dim": 8, "text_cfg": {}}, "vision_cfg missing"),
         (VIT | {"vision_cfg": {"patches": 8}}, "open_clip cannot build it: .*patches"),
         (VIT | {"text_cfg": VIT["text_cfg"] | {"heads": 7}}, "open_clip cannot build it"),
-        ({"model_cfg": VIT, "token_ids": [5, 4]}, "token_ids must ascend"),
+        ({"model_cfg": VIT, "token_ids": [5, 4]}, "ascending order"),
         ({"model_cfg": VIT, "token_ids": [5, "x"]}, "clip.model"),
         ({"model_cfg": VIT, "preprocess_cfg": {"resize_mode": "longest"}}, "resize_mode"),
         ({"model_cfg": VIT, "preprocess_cfg": {"interpolation": "magic"}}, "magic"),
@@ -597,8 +597,8 @@ def test_a_backbone_that_is_not_there_is_refused():
     images, captions, _ = color_world(32, seed=0)
     for change, message in (
         ({"backbone": "resnet"}, "clip.backbone 'resnet' is not efficientnet-lite0"),
-        ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: give some of"),
-        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: give some of 0 to 15"),
+        ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: choose blocks"),
+        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: choose blocks 0 to 15"),
     ):
         with pytest.raises(UserError, match=message):
             train_clip(images, captions, replace(TINY, **change), seed=0)

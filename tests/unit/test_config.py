@@ -67,7 +67,7 @@ def test_paths_typed_are_under_the_cwd_and_others_under_the_root(tmp_path, monke
         (("samples_per_gpu", "many"), "samples_per_gpu takes a whole number"),
         (("samples_per_gpu", "2.5"), "samples_per_gpu takes a whole number"),
         (("solver.lr", "[1]"), "solver.lr takes a number"),
-        (("seed",), "no partner"),
+        (("seed",), "has no value"),
         (("use_mix_feature", "1", "use_grid_feat", "0"), "use_grid_feat is 0"),
         (("use_mix_feature", "0"), "exactly one"),
         (("iteration_tasks", "xe_t2t"), "none of xe_i2t"),
@@ -77,8 +77,8 @@ def test_paths_typed_are_under_the_cwd_and_others_under_the_root(tmp_path, monke
         (("eval_fid", "2"), "0 or 1"),
         (("scheduler.max_steps", "10"), "scheduler.warmup_steps"),
         (("samples_per_gpu", "0"), "at least 1"),
-        (("model.vocab_size", "1000"), "special ids"),
-        (("text_length", "512"), "position table"),
+        (("model.vocab_size", "1000"), "largest special id"),
+        (("text_length", "512"), "last position"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(overrides, said):
@@ -93,7 +93,7 @@ def test_what_cannot_work_is_refused_in_one_line(overrides, said):
         ("a: [", "not valid YAML"),
         ("- 1\n", "key: value"),
         ("solver: {lrr: 1}\n", "did you mean 'solver.lr'"),
-        ("_BASE_: bad.yaml\n", "leads back"),
+        ("_BASE_: bad.yaml\n", "includes the file itself"),
         ("_BASE_: none.yaml\n", "does not exist"),
         ("seed: {a: 1}\n", "unknown key 'seed.a'"),
         ("exp_id: [1]\n", "exp_id takes text"),
