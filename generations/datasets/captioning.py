@@ -116,7 +116,10 @@ class CaptioningDataset(Dataset[Sample]):
         captions: int = 1,
     ):
         if not records:
-            raise UserError("there are no images to train on: train_split has none in dataset_coco")
+            raise UserError(
+                "there are no images to train on: dataset_coco has no images in train_split; set "
+                "another train_split or run `python generations/prepare.py captions`"
+            )
         # what is missing is found now and not in mid-training
         for store in (clusters, features) if features else (clusters,):
             known = set(store.names())

@@ -248,7 +248,7 @@ def test_damaged_features_are_named(spoilt, tmp_path):
     command = ("main.py", *SMALL(spoilt, tmp_path), "exp_id", "x", "scheduler.max_steps", "40")
     name = spoil(spoilt, float("nan"))
     said = fails(*command, "num_workers", "1")
-    assert "maskrcnn_train_grid8.h5" in said and f"{name} hold NaN" in said
+    assert "maskrcnn_train_grid8.h5" in said and f"{name} contain NaN" in said
 
     # two, started as SLURM does it: both say it is wrong input, so that nobody starts them again
     log = tmp_path / "log"

@@ -355,7 +355,7 @@ def test_hard_captions_of_files_belong_to_the_pictures_with_the_same_words(tmp_p
     with pytest.raises(UserError, match=r"one file .* 'color'"):
         read_hard_samples(tmp_path, ["a red dog."])
     (tmp_path / "color.json").write_text(json.dumps(lists))
-    with pytest.raises(UserError, match="of other captions"):
+    with pytest.raises(UserError, match="are not those of the pictures"):
         read_hard_samples(tmp_path, ["nothing."])
 
 

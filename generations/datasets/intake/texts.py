@@ -62,7 +62,8 @@ def decode(content: bytes, name: str) -> tuple[str, int]:
             text = "\0"
         if "\0" in text:
             raise UserError(
-                f"captions {name}: line {line} is not {encoding.upper()}; save it as UTF-8"
+                f"captions {name}: line {line} is not valid {encoding.upper()}; save the file as "
+                "UTF-8"
             ) from None
     return text.replace("\ufeff", ""), line
 
