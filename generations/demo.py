@@ -25,12 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="port (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port to serve at (default: %(default)s)"
+    )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="also through gradio's public tunnel; off, nothing leaves this machine",
+        help="share the page through gradio's public tunnel (default: only on this machine)",
     )
 
 

@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where it goes")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
-        "--name", help="exp_id of what is made with it (default: the folder's name and _demo)"
+        "--name", help="exp_id of runs that use the export (default: the folder's name and _demo)"
     )
 
 

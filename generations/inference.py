@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--image", nargs="+", metavar="FILE", help="raw images to caption")
+    parser.add_argument(
+        "--image", nargs="+", metavar="FILE", help="image files to caption, instead of the dataset"
+    )
     parser.add_argument("--split", default="test", help="split to caption (default: test)")
 
 

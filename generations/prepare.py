@@ -44,7 +44,10 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="with the step captions: read captions_file, say what it holds, and write nothing",
+        help=(
+            "with the step captions: read captions_file and show its content, without writing "
+            "anything"
+        ),
     )
     parser.add_argument(
         "--sizes",
@@ -52,7 +55,7 @@ def _options(parser: ArgumentParser) -> None:
         nargs=3,
         default=(6000, 500, 500),
         metavar=("TRAIN", "VAL", "TEST"),
-        help="pictures of the mini world (default: 6000 500 500)",
+        help="number of pictures of the mini world (default: 6000 500 500)",
     )
 
 

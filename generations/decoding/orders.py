@@ -35,11 +35,11 @@ class Order:
             visits = torch.tensor(halton_visits(round(certainty.shape[1] ** 0.5)))
             return -visits.to(certainty).expand_as(certainty)
         if self.name not in ORDERS:
-            raise ValueError(f"order {self.name!r} is none of {', '.join(ORDERS)}")
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.name!r}")
         if self.name == "confidence" and not self.noise:
             return certainty
         if self.uniforms is None:
-            raise ValueError("this order is drawn: pass the uniform numbers that it is drawn by")
+            raise ValueError("this order is random: pass `uniforms` (see draw_uniforms)")
         uniforms = self.uniforms.to(certainty).flatten(0, 1)  # (B * S, R, N)
         if self.name == "random":
             return uniforms[:, 0]
@@ -65,7 +65,7 @@ class Guidance:
         """The scale at a step (from 0)."""
         if self.schedule not in GUIDANCE_SCHEDULES:
             options = ", ".join(GUIDANCE_SCHEDULES)
-            raise ValueError(f"guidance schedule {self.schedule!r} is none of {options}")
+            raise ValueError(f"guidance schedule must be one of {options}, not {self.schedule!r}")
         return self.scale * ((step + 1) / steps if self.schedule == "growing" else 1)
 
 

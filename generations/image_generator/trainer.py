@@ -220,8 +220,8 @@ class GeneratorTrainer:
         bad, *means = self.sharing.mean(values).tolist()
         if bad:
             raise UserError(
-                f"image generator: the loss stopped being finite by step {self.steps}; "
-                f"lower generator.lr (it is {self.settings.lr})"
+                f"image generator: the loss is no longer finite at step {self.steps}; lower "
+                f"generator.lr (now {self.settings.lr})"
             )
         lr = self.settings.lr * learning_rate_factor(self.steps - 1, self.settings)
         return dict(zip(logs, means, strict=True)) | {"lr": lr}

@@ -42,7 +42,7 @@ def compile_layers(
             for half in ("see", "tell"):
                 compiled = torch.compile(getattr(module, half), backend=backend, dynamic=True)
                 setattr(module, half, compiled)
-    logger.info("layers are compiled when they first run")
+    logger.info("compiling layers when they first run")
     return True
 
 

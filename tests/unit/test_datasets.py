@@ -83,7 +83,7 @@ def test_splits_match_as_a_whole(tmp_path, splits, expected):
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(UserError, match="must be one of .*, not 'valid'"):
+    with pytest.raises(UserError, match="not 'valid'"):
         select_splits([], "train,valid")
 
 

@@ -150,7 +150,7 @@ def test_bad_input_is_a_user_error(demo, tmp_path):
     with pytest.raises(UserError, match="caption is empty"):
         demo.paint(" \n ", demo.painting)
     (tmp_path / "no.png").write_text("text")
-    with pytest.raises(UserError, match="damaged or no image"):
+    with pytest.raises(UserError, match="damaged or not an image"):
         demo.describe(tmp_path / "no.png", demo.captioning)
 
 

@@ -145,12 +145,12 @@ def test_detectors_take_the_backbone_of_a_file(tmp_path):
     ("backbone", "layer", "weights", "said"),
     [
         ("resnet5", "", "random", r"did you mean .*resnet50"),
-        ("resnet18", "", "", r"is empty: give torchvision's name \(IMAGENET1K_V1"),
+        ("resnet18", "", "", r"is empty: set it to a name of torchvision \(IMAGENET1K_V1"),
         ("resnet18", "", "IMAGENET1K_V7", r"resnet18 has IMAGENET1K_V1, DEFAULT"),
         ("resnet18", "", "none.pth", r"none\.pth does not exist"),
-        ("resnet18", "layer7", "random", r"'layer7' is no module .*layer4"),
-        ("resnet18", "fc", "random", "no map"),
-        ("vit_b_32", "", "random", r"does not take pictures of features\.image_size 64"),
+        ("resnet18", "layer7", "random", r"'layer7' is not a module .*layer4"),
+        ("resnet18", "fc", "random", "not a feature map"),
+        ("vit_b_32", "", "random", r"does not work with features\.image_size 64"),
     ],
 )
 def test_what_cannot_be_built_is_named(backbone, layer, weights, said):

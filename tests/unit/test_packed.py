@@ -116,7 +116,7 @@ def test_what_is_written_is_read(tmp_path, dtype):
         expected = decode(encode(grid(name), dtype), dtype).reshape(-1, D)
         np.testing.assert_array_equal(found, expected)
         found[...] = 0  # a copy that may be written to
-    with pytest.raises(UserError, match="no .* of the image x in"):
+    with pytest.raises(UserError, match="of the image x in"):
         store.read("x")
 
 
@@ -139,7 +139,7 @@ def test_batches_are_read_as_their_images_are(tmp_path):
         assert found.dtype == dtype and found.shape == (len(asked), G * G, D)
         expected = np.stack([store.read(name) for name in asked])
         np.testing.assert_array_equal(found.astype(np.float32), expected)
-        with pytest.raises(UserError, match="no .* of the image x in"):
+        with pytest.raises(UserError, match="of the image x in"):
             store.read_batch(["x"])
 
 

@@ -45,7 +45,9 @@ class ExtractorSettings:
     def side(self) -> int:
         """S, where there must be one."""
         if self.image_size is None:
-            raise UserError(f"features.extractor {self.name} needs features.image_size")
+            raise UserError(
+                f"features.extractor {self.name} needs features.image_size of at least 1"
+            )
         return self.image_size
 
 
@@ -109,15 +111,17 @@ def build_extractor(settings: ExtractorSettings, device: torch.device | str = "c
         import_module(f"{__package__}.{_MODULES[settings.name]}")
     if settings.name not in _BUILDERS:
         known = sorted({*_BUILDERS, *_MODULES})
-        raise UserError(f"features.extractor {settings.name!r} is none of {', '.join(known)}")
+        raise UserError(
+            f"features.extractor must be one of {', '.join(known)}, not {settings.name!r}"
+        )
     extractor = _BUILDERS[settings.name](settings, torch.device(device))
     if extractor.dim != settings.dim:
         sizes = f"grid_size {settings.grid_size}"
         if extractor.image_size is not None:
             sizes = f"features.image_size {settings.image_size} and {sizes}"
         raise UserError(
-            f"features.extractor {settings.name} gives {extractor.dim} numbers a cell with "
-            f"{sizes}, but grid_feat_dim is {settings.dim}; set grid_feat_dim {extractor.dim} or "
+            f"features.extractor {settings.name} with {sizes} computes {extractor.dim} numbers for "
+            f"a cell, but grid_feat_dim is {settings.dim}; set grid_feat_dim {extractor.dim} or "
             "change features.image_size"
         )
     return extractor
