@@ -91,7 +91,9 @@ def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str
     small_clip = is_small_clip(cfg) and Path(cfg.clip.weights).is_file()
     clip = load_configured_clip(cfg) if small_clip else None
     if Path(start.path).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder} holds the weights themselves: choose another folder")
+        raise UserError(
+            f"--out {folder} is the folder of the model's weights: choose another folder"
+        )
     examples = _examples(cfg)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,7 @@ def _examples(cfg: CfgNode) -> list[tuple[str, Path]]:
     try:
         records = read_split(cfg.dataset_coco, "test")
     except UserError as error:
-        logger.warning("no examples are exported: %s", error)
+        logger.warning("the export has no examples: %s", error)
         return []
     found = dataset_examples(records, cfg.images_dir)
     return [(example.caption, example.image) for example in found if example.image]

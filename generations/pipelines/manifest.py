@@ -40,5 +40,8 @@ def read_manifest(cfg: CfgNode) -> dict[str, Any]:
     path = Path(cfg.data_dir) / MANIFEST
     manifest = read_json(path, "manifest") if path.exists() else {}
     if not isinstance(manifest, dict):
-        raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
+        raise UserError(
+            f"manifest {path} was not written by this program: move it away, or choose another "
+            "data_dir"
+        )
     return manifest

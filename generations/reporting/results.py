@@ -189,14 +189,14 @@ def _read_figures(path: Path) -> dict[str, float]:
     content = read_json(path, "metrics")
     figures = content.get("figures") if isinstance(content, dict) else None
     if not isinstance(figures, dict):
-        raise UserError(f"metrics: {path} holds no figures; run evaluate.py again")
+        raise UserError(f"metrics: {path} has no metrics; run evaluate.py again")
     try:
         if not all(isinstance(value, (int, float)) for value in figures.values()):
             raise ValueError
         return {str(name): float(value) for name, value in figures.items()}
     except (ValueError, OverflowError):  # JSON's numbers have no end
         raise UserError(
-            f"metrics: {path} holds figures that are no numbers; run evaluate.py again"
+            f"metrics: {path} has values that are not numbers; run evaluate.py again"
         ) from None
 
 
@@ -285,5 +285,7 @@ def _entries(found: Any, path: Path, keys: dict[str, type]) -> list[dict[str, An
         isinstance(entry, dict) and all(isinstance(entry.get(key), keys[key]) for key in keys)
         for entry in found
     ):
-        raise UserError(f"{path} must list entries with {' and '.join(keys)}; make it again")
+        raise UserError(
+            f"{path} must be a list of entries with {' and '.join(keys)}; make it again"
+        )
     return found

@@ -173,8 +173,8 @@ def start(
             raise
         raise ProcessLostError(
             f"process {os.environ.get('RANK', '0')} lost {who} "
-            f"({' '.join(str(error).split())[:160]}); started again, the run goes on from its "
-            "newest checkpoint"
+            f"({' '.join(str(error).split())[:160]}); give the same command again to continue from "
+            "the newest checkpoint"
         ) from error
     finally:
         _leave()
@@ -205,7 +205,7 @@ def _meet(store: Any, rank: int, world_size: int, patience: timedelta) -> str:
             if store.check([f"generations/came/{own}/{other}"]):
                 waiting.remove(other)
         if time.monotonic() > deadline:
-            raise ProcessLostError(f"process 0 waited in vain for processes {sorted(waiting)}")
+            raise ProcessLostError(f"process 0 got no answer from processes {sorted(waiting)}")
         time.sleep(0.02)
     return own
 

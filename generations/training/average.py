@@ -70,6 +70,7 @@ class AveragedWeights:
         for name, mine in self.tensors.items():
             if name not in saved or saved[name].shape != mine.shape:
                 raise UserError(
-                    f"{source}: its averaged weights lack {name} as this model has it; set ema 0"
+                    f"{source}: its averaged weights have no {name} of the right shape; set ema 0 "
+                    "to continue without averaged weights"
                 )
             mine.copy_(shard_like(saved[name].to(mine.device, mine.dtype), mine))

@@ -84,8 +84,8 @@ class GradientGuard:
         what += f" ({self._suspects(update.seen)})"
         if self.in_a_row >= self._limit:
             raise UserError(
-                f"{what}, the {self.in_a_row}. time in a row; these updates were skipped and the "
-                "state is saved: check the images' features, or lower solver.lr"
+                f"{what}, {self.in_a_row} times in a row; these updates were skipped and the state "
+                "is saved: check the features of the images, or lower solver.lr"
             )
         if self._runtime.is_main:
             logger.warning("%s; the update is skipped (%d so far)", what, self.skipped)

@@ -220,7 +220,7 @@ def test_exporting_nothing_or_onto_itself_is_refused(run, tmp_path):
         export.main([*run, "exp_id", "other", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     weights = Path(run[run.index("save_dir") + 1]) / "tiny"
-    with pytest.raises(UserError, match="holds the weights themselves"):
+    with pytest.raises(UserError, match="is the folder of the model's weights"):
         export.main([*run, "--out", str(weights)])
 
 

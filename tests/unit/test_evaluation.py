@@ -273,7 +273,7 @@ def test_any_folder_of_images_has_a_fid(world, painted):
     assert f"fid_clip-{world.name}" in json.loads(evaluated.read_text())["figures"]
     empty = painted.parent / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         measure(world, painted, "eval_fid", "1", "evaluate_images_dir", str(empty))
 
 
@@ -284,7 +284,7 @@ def test_fewer_pictures_than_feature_dimensions_are_warned_of(world, painted, ca
     (painted / "manifest.json").write_text(json.dumps({"items": manifest["items"][:50]}))
     measure(world, painted, "eval_fid", "1")
     assert "50 pictures for 64 feature dimensions" in caplog.text
-    with pytest.raises(UserError, match="50 captions are too few"):
+    with pytest.raises(UserError, match="needs at least 100 captions, not 50"):
         measure(world, painted, "eval_rprec", "1")
 
 

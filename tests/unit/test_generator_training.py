@@ -191,15 +191,15 @@ def settings(*more: str):
 def test_perceptual_network_comes_by_name_and_file(tmp_path, monkeypatch):
     device = torch.device("cpu")
     assert open_perceptual(load_config(), device) is None
-    with pytest.raises(UserError, match="'vgg' is none of efficientnet-lite0, resnet50"):
+    with pytest.raises(UserError, match="must be one of efficientnet-lite0, resnet50"):
         open_perceptual(load_config(overrides=["generator.perceptual", "vgg"]), device)
-    with pytest.raises(UserError, match="no file and none of IMAGENET1K_V1"):
+    with pytest.raises(UserError, match="must be a file or one of IMAGENET1K_V1"):
         open_perceptual(settings("generator.perceptual_weights", "V9"), device)
     path = str(tmp_path / "resnet50.pth")
     with pytest.raises(UserError, match=r"resnet50\.pth does not exist"):
         open_perceptual(settings("generator.perceptual_weights", path), device)
     torch.save({"fc.weight": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match="not those of a ResNet-50"):
+    with pytest.raises(UserError, match="do not fit a ResNet-50"):
         open_perceptual(settings("generator.perceptual_weights", path), device)
     torch.manual_seed(0)
     network = resnet50()

@@ -275,7 +275,7 @@ def test_split_files_of_the_user_are_not_overwritten(data):
 def test_vocabulary_has_what_the_train_captions_have(data):
     file = data / "out" / "vocab.txt"
     run(data, "captions")
-    with pytest.raises(UserError, match="name a new file in data_dir, such as vocab_file"):
+    with pytest.raises(UserError, match="must be a new file in data_dir, such as"):
         run(data, "vocabulary", "vocab_file", str(data / "vocab.txt"))
     run(data, "vocabulary", "vocab_file", str(file))
     small, whole = CaptionTokenizer(file), CaptionTokenizer()
@@ -288,14 +288,14 @@ def test_vocabulary_has_what_the_train_captions_have(data):
     run(data, "vocabulary", "vocab_file", str(file))  # its own file is made again
     file.rename(data / "out" / "other.txt")
     (data / "out" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="a vocabulary from elsewhere is not written over"):
+    with pytest.raises(UserError, match="other files are not overwritten"):
         run(data, "vocabulary", "vocab_file", str(data / "out" / "other.txt"))
 
 
 def test_sources_are_asked_for(data):
     run(data, "captions")
     for step in ("all", "captions"):
-        with pytest.raises(UserError, match="images_dir is empty: give the folder"):
+        with pytest.raises(UserError, match="images_dir is empty: set it to the folder"):
             prepare.main([step])
     with pytest.raises(UserError, match="captions_file is empty"):
         prepare.main(["all", "images_dir", "/nowhere"])
@@ -374,7 +374,7 @@ def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
     assert "going on" not in caplog.text and not is_undisturbed()
     (data / "out/generator_training.pth").write_bytes(b"PK")
     run(data, "generator", *full)
-    assert "the training begins anew" in caplog.text
+    assert "training starts from the beginning" in caplog.text
     assert is_undisturbed()
 
 

@@ -198,7 +198,7 @@ def test_a_run_of_such_updates_ends_with_its_state_saved(tmp_path):
     with torch.no_grad():
         state.model.classifier.predictions.bias.fill_(torch.inf)
         state.model.img_classifier.out_cluster.bias.fill_(torch.inf)
-    with pytest.raises(UserError, match=r"the 3\. time in a row"):
+    with pytest.raises(UserError, match="3 times in a row"):
         run(state, tmp_path, 8, max_skipped=3)
     assert latest_checkpoint(tmp_path) is not None and state.iteration == 3
 
@@ -254,7 +254,7 @@ def test_the_latest_checkpoint_is_the_newest_that_is_whole(tmp_path, how, sealed
     assert latest_checkpoint(tmp_path / "none") is None
     for path in tmp_path.glob("model_*.pth"):
         damage(path, "empty")
-    with pytest.raises(UserError, match="none of the 3 checkpoints"):
+    with pytest.raises(UserError, match="all 3 checkpoints"):
         latest_checkpoint(tmp_path)
 
 
@@ -524,7 +524,7 @@ def test_processes_meet_in_a_store_that_others_have_used():
         assert len(set(found)) == 1
         names.append(found[0])
     assert names[0] != names[1]
-    with pytest.raises(ProcessLostError, match=r"in vain for processes \[1\]"):
+    with pytest.raises(ProcessLostError, match=r"got no answer from processes \[1\]"):
         _meet(store, 0, 2, timedelta(seconds=0.1))
 
 
@@ -559,7 +559,7 @@ def test_a_profile_of_some_iterations_is_written_and_shown(
             profiler()
     (trace,) = (tmp_path / "profile").iterdir()
     assert "aten::mm" in trace.read_text()
-    assert "2 iterations profiled" in caplog.text
+    assert "profile of 2 iterations" in caplog.text
     assert "aten::mm" in caplog.text
 
 
