@@ -1,7 +1,7 @@
 """Convert a file of dense features: `convert_features.py SOURCE TARGET [--dtype float16]`
 
-The suffixes say from what into what: .h5 is the original's HDF5, .packed one array file, which is
-read many times faster. A conversion that was killed goes on where it was.
+The suffixes give the formats: .h5 is the original's HDF5, .packed one array file, which is read
+many times faster. If a conversion is killed, the same command continues it.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""A page to play with: `python generations/demo.py [--config FILE] exp_id X [--port 7860]`
+"""Serve a demo page: `python generations/demo.py [--config FILE] exp_id X [--port 7860]`
 
-Type a caption and see it painted, step by step, in several samples; drop an image and read its
-caption. Served on this machine alone unless --host or --share says otherwise. Needs gradio:
+Type a caption to see it painted step by step, or drop an image to see its captions. The page is
+served only on this machine unless you give --host or --share. It needs gradio:
 `pip install -e .[demo]`. See docs/report_and_demo.md.
 """
 

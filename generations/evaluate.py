@@ -1,8 +1,8 @@
-"""Score finished samples: `python generations/evaluate.py [--config FILE] exp_id X key value ...`
+"""Compute metrics: `python generations/evaluate.py [--config FILE] exp_id X key value ...`
 
-Captions: the run's newest captions_test_<iteration>.json, or with `--captions FILE` any COCO
-results file, against those of the test split. Pictures: the run's newest images_test_<iteration>,
-or evaluate_images_dir, by what the flags eval_* ask for.
+Captions: the newest captions_test_<iteration>.json of the run, or any COCO results file given by
+`--captions FILE`, against the captions of the test split. Pictures: the newest
+images_test_<iteration> of the run, or evaluate_images_dir; the eval_* keys choose the metrics.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""A run as one folder: `python generations/export.py [--config FILE] exp_id X --out models/mini`
+"""Export a run: `python generations/export.py [--config FILE] exp_id X --out models/mini`
 
-Gathers the weights of a run, its image generator, vocabulary and small CLIP, and a configuration
-to use them with: `--config models/mini/config.yaml`. See docs/report_and_demo.md.
+Copies the weights of a run, its image generator, vocabulary and small CLIP into one folder, with a
+configuration to use them: `--config models/mini/config.yaml`. See docs/report_and_demo.md.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""An exported folder to the Hugging Face hub: `python generations/push.py FOLDER OWNER/NAME`
+"""Upload an export to the Hugging Face hub: `python generations/push.py FOLDER OWNER/NAME`
 
-FOLDER is what export.py wrote; OWNER/NAME is made if it is not there, and is private unless
---public says otherwise. Log in first: `hf auth login`. Afterwards `pretrained_model hf:OWNER/NAME`
-starts from it.
+FOLDER is a folder that export.py wrote. OWNER/NAME is created if it does not exist, and is private
+unless you give --public. Log in first: `hf auth login`. To start a run from it, set
+`pretrained_model hf:OWNER/NAME`.
 """
 
 import logging

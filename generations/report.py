@@ -1,8 +1,8 @@
-"""A run on one page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
+"""Write a report page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
 
-Writes report.html, contact_sheet.png and summary.json into the run's folder, from what main.py,
-inference.py, sample_images.py and evaluate.py left there (docs/report_and_demo.md). With --table1
-FOLDER it gathers many runs into Table 1 of the paper.
+Writes report.html, contact_sheet.png and summary.json into the run's folder, from the results of
+main.py, inference.py, sample_images.py and evaluate.py (docs/report_and_demo.md). With --table1
+FOLDER it collects many runs into Table 1 of the paper.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""Text -> image: `python generations/sample_images.py [--config FILE] exp_id X key value ...`
+"""Paint captions: `python generations/sample_images.py [--config FILE] exp_id X key value ...`
 
 Paints the test captions, or `--caption "..."`, or the lines of `--captions-file FILE`. With
-`num_samples 8 rerank clip` each caption's picture is the one of 8 that CLIP finds most fitting.
+`num_samples 8 rerank clip` it paints 8 pictures a caption and puts the one with the highest
+CLIPScore first.
 """
 
 import sys

@@ -62,8 +62,9 @@ def prepare_vocabulary(cfg: CfgNode, here: Runtime) -> None:
     """
     if not makes_vocabulary(cfg):
         raise UserError(
-            f"vocab_file must be a new file in data_dir, such as {Path(cfg.data_dir) / 'vocab.txt'}, "
-            f"not {cfg.vocab_file!r}; other files are not overwritten"
+            "vocab_file must be a new file in data_dir, such as "
+            f"{Path(cfg.data_dir) / 'vocab.txt'}, not {cfg.vocab_file!r}; other files are not "
+            "overwritten"
         )
     records = select_splits(read_karpathy(cfg.dataset_coco), "train")
     pieces = occurring_pieces(text for record in records for text in record.captions)
