@@ -104,7 +104,7 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry: set up logging, and turn foreseen ends into one line and an exit status."""
+    """Run an entry: set up logging, and turn expected errors into one line and an exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # a tokenizer's threads would not survive the forking of data-loading workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -125,7 +125,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def one_line(error: UserError) -> str:
-    """The message of an error; of one raised in a worker process only the last line is it."""
+    """The message of an error in one line; from a worker process, the last line of it."""
     lines = str(error).strip().splitlines() or [""]
     if "DataLoader worker" in lines[0]:
         return lines[-1].split("UserError: ", 1)[-1]

@@ -1,4 +1,4 @@
-"""Between our own checkpoints and the released .pth, both ways and without a changed bit."""
+"""Lossless conversion between the checkpoints of this project and the released .pth."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Files of tensors, read so that nothing in them can run, and written so that none is ever half."""
+"""Files of tensors, read without running code in them and written atomically."""
 
 import pickle
 import re
@@ -255,7 +255,7 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
 def refuse_misfit(
     source: str, what: str, missing: Sequence[str], unexpected: Sequence[str]
 ) -> None:
-    """Raise a UserError if names of a file of weights and of a network differ.
+    """Raise a UserError if the names in a file of weights and in a network differ.
 
     Args:
         source: the file.

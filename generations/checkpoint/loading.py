@@ -1,4 +1,4 @@
-"""Putting saved weights into a model: completely, or with an error.
+"""Load saved weights into a model, completely or with an error.
 
 Everything is checked before the first tensor is copied, so a refused file leaves the model as it
 was. What a file fills is decided by its format (see `keys`): this project's own and the released

@@ -1,4 +1,4 @@
-"""Optimiser states by parameter name, so that they survive another order of the parameters."""
+"""Optimiser states by parameter name, which do not depend on the order of the parameters."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain

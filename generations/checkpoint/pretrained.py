@@ -100,7 +100,7 @@ def full_size_config() -> CfgNode:
 
 
 def check_fits(cfg: CfgNode, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Hold names and shapes against the model of a configuration, without building its tensors.
+    """Check names and shapes against the model of a configuration, without allocating its tensors.
 
     Returns:
         the model's names, in its order.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: weights, and what it takes to go on from there.
+"""Checkpoints of a training run: weights, and everything that is needed to resume.
 
 Stored in one of two layouts:
     model_0000002.pth    the released one: {"model", "optimizer", "scheduler", "iteration", ...}
@@ -139,7 +139,7 @@ def _state_in(folder: Path, checksum: str) -> dict[str, Any]:
 def write_training_checkpoint(
     path: str | Path, payload: Mapping[str, Any], seal: bool = False
 ) -> None:
-    """Write a training checkpoint; it appears under its name only once it is whole.
+    """Write a training checkpoint; it gets its name only when it is complete.
 
     Args:
         path: a .pth file, or a folder (any other name) for weights and state apart.

@@ -1,4 +1,4 @@
-"""An image half that sees with a network trained on ImageNet, of which a head alone is trained.
+"""A CLIP image encoder: a frozen network trained on ImageNet, and a head that is trained.
 
 Shape legend: B batch, C channels of all chosen maps, W width of the head, E embedding size, S image
 side, c cells a side.

@@ -1,4 +1,4 @@
-"""Trains a small CLIP: for the mini world from nothing, for photographs with a trained backbone.
+"""Training of a small CLIP: from random weights for the mini world, on a backbone for photographs.
 
 Shape legend: M images, B batch, E embedding size, S image side, T context length; C channels and c
 cells a side of what a backbone sees.
@@ -138,7 +138,7 @@ def train_clip(
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
-    """Each image is to find its caption among the batch's, and each caption its image.
+    """Contrastive loss in both directions: each image against all captions, and the reverse.
 
     Args:
         logits: (B, B) similarities of images (rows) and captions, scaled.

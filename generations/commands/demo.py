@@ -1,4 +1,4 @@
-"""The page to play with: what demo.py serves."""
+"""The demo page: what demo.py serves."""
 
 import logging
 import os

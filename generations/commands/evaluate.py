@@ -1,4 +1,4 @@
-"""Scores of finished samples: what evaluate.py runs."""
+"""Metrics of captions and pictures: what evaluate.py runs."""
 
 import logging
 import re
@@ -50,7 +50,7 @@ Evaluator = Callable[[CfgNode, Namespace, runtime.Runtime], Result | None]
 
 
 def run(arguments: Namespace, cfg: CfgNode) -> None:
-    """Score, write."""
+    """Compute the metrics and write them."""
     precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
     with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
@@ -167,7 +167,7 @@ def _diversity(cfg: CfgNode, hypotheses: dict[int, str]) -> dict[str, float]:
 def evaluate_painted_pictures(
     cfg: CfgNode, arguments: Namespace, here: runtime.Runtime
 ) -> Result | None:
-    """Score pictures by what the flags eval_* ask for.
+    """Score pictures by the metrics that the eval_* flags select.
 
     Raises:
         UserError: see `evaluate_pictures`.

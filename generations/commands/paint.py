@@ -35,7 +35,7 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
 
 
 def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
-    """Paint what was asked for; returns the manifest's path."""
+    """Paint the requested captions; returns the path of the manifest."""
     steps = cfg.painting.steps if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps must be at least 1, not {steps}")

@@ -61,7 +61,7 @@ def run(cfg: CfgNode) -> None:
 
 
 def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None:
-    """Train as the configuration says, from where it says."""
+    """Train with a configuration, from the starting point that it names."""
     folder = assembly.run_folder(cfg)
     checkpoints = Checkpoints(folder, here, cfg.checkpoint_format, cfg.keep_last, cfg.keep_best)
     dataset = _dataset(cfg)

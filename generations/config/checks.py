@@ -1,4 +1,4 @@
-"""What the values of a configuration may be; `load_config` asks."""
+"""Checks of the values of a configuration, for `load_config`."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 
 def check_choices(cfg: CfgNode) -> None:
-    """Raise a UserError unless every named value is one that is known, and every flag 0 or 1."""
+    """Raise a UserError for an unknown choice, and for a flag that is not 0 or 1."""
     if not cfg.iteration_tasks:
         raise UserError("iteration_tasks is empty; set at least one of " + ", ".join(TASKS))
     for key, known in CHOICES.items():

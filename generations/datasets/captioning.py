@@ -212,7 +212,7 @@ def encode_references(
 def cropped_captions(
     records: Iterable[ImageRecord], tokenizer: CaptionTokenizer, text_length: int
 ) -> tuple[int, int]:
-    """How many captions are too long: their full stop is cropped away, and they never end.
+    """Number of captions that are too long: cropping removes their full stop, so they do not end.
 
     Args:
         records: the images; of each the captions that training draws from are looked at.

@@ -1,4 +1,4 @@
-"""Writing HDF5 files of dense features so that a killed run goes on where it was.
+"""Write HDF5 files of dense features; a killed run can be resumed.
 
 The images are written in parts, each a small HDF5 file that appears as a whole or
 not at all; when all parts are there, they are put together. Until then an earlier file of

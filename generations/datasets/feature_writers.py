@@ -1,4 +1,4 @@
-"""Which way of writing dense features a file's suffix asks for."""
+"""The writers of dense features, chosen by the suffix of a file."""
 
 from collections.abc import Sequence
 from pathlib import Path

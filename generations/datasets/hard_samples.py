@@ -1,4 +1,4 @@
-"""Files of hard captions for R-precision, made elsewhere, read without running anything."""
+"""Read ready-made files of hard captions for R-precision, without running code in them."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SUFFIXES = (".pkl", ".pickle", ".json")
 def read_hard_samples(
     folder: str | Path, captions: Sequence[str]
 ) -> dict[str, dict[int, list[str]]]:
-    """Read sets of captions with one word swapped, and find out whose they are.
+    """Read sets of captions with one swapped word, and match them with the pictures.
 
     The folder holds a file for each kind of word (verb, color, noun, number) with the kind in its
     name: a pickle or JSON of lists of captions, or a dictionary of such lists. In each list the

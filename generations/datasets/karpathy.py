@@ -1,4 +1,4 @@
-"""Captioned images of a Karpathy split file, and what is asked of them.
+"""Read, check and write the images and captions of a Karpathy split file.
 
 The file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences": [{"tokens":
 [...]}]}]}`; `filepath` and `cocoid` may be absent, as they are from Flickr's.
@@ -206,7 +206,7 @@ def read_all(
 
 
 def report_problems(source: str, problems: Sequence[str], skip: bool, fix: str) -> None:
-    """Refuse problems in one line, or warn of them.
+    """Raise a UserError with all problems in one line, or log them as a warning.
 
     Args:
         source: what they are in.

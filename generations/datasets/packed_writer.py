@@ -1,4 +1,4 @@
-"""Writing packed features, by one process or several, so that a killed run goes on where it was.
+"""Write packed features with one or several processes; a killed run can be resumed.
 
 The file is laid out in full in a hidden folder beside it, and every process writes its images
 straight into their rows. Progress is a byte for each part of the file, written after the part's

@@ -1,4 +1,4 @@
-"""Where the two levels of an image are kept: dense grid features and cluster ids.
+"""Stores of the two levels of an image: dense grid features and cluster ids.
 
 The formats are the original's (SPEC 3): an HDF5 file with a dataset `<image name>/features` of
 (G, G, D) float32 per image, a pickled {image name: (N,) integers}, and the centroids as .npy; of

@@ -1,4 +1,4 @@
-"""In which order the cells of a picture are settled, and how much its caption counts."""
+"""The order in which the cells of a picture are fixed, and classifier-free guidance."""
 
 from dataclasses import dataclass
 

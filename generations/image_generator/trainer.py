@@ -227,7 +227,7 @@ class GeneratorTrainer:
         return dict(zip(logs, means, strict=True)) | {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that going on needs: tensors, numbers and plain containers."""
+        """Everything that is needed to resume: tensors, numbers and plain containers."""
         state = {
             "steps": self.steps,
             "generator": self.generator.state_dict(),
@@ -239,7 +239,7 @@ class GeneratorTrainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
+        """Load a state that `state_dict` returned."""
         self.steps = state["steps"]
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Training of the image generator: pictures back from their cluster ids.
+"""Training of the image generator: reconstruct pictures from their cluster ids.
 
 Shape legend: M images, B batch, D grid feature size, G grid side, N = G * G cells, S image side,
 K clusters.
@@ -55,7 +55,7 @@ class PictureData:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller wants to hear of.
+    """Callbacks for the progress of training.
 
     Attributes:
         log: called with the step and scalars.
@@ -161,7 +161,7 @@ def measure_reconstruction(
     batch_size: int = 50,
     see: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """How well pictures come back from their cluster ids.
+    """How well pictures are reconstructed from their cluster ids.
 
     Args:
         generator: put in eval mode.

@@ -1,4 +1,4 @@
-"""How varied captions are, and how many break off."""
+"""Diversity of captions, and the share of captions that break off."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise

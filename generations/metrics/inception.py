@@ -57,7 +57,7 @@ class TorchvisionInception(nn.Module):
 
 
 class TfInception(nn.Module):
-    """The network of the TensorFlow release, which figures in papers mostly mean.
+    """The network of the TensorFlow release, which most papers use.
 
     By torch-fidelity's port: TensorFlow 1's way of resizing, logits without bias.
 

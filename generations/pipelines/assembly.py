@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run; nothing below sees the configuration."""
+"""Build the objects of a run from a configuration, which lower levels do not use."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -139,7 +139,7 @@ def captioning_batches(
 
 
 def warn_of_other_captioning(cfg: CfgNode, start: Start) -> None:
-    """Warn if weights come from a run that learned captions in the other way."""
+    """Warn if weights were trained with another `captioning` than the configuration has."""
     trained = _trained_with(start, "captioning", "paper")
     if trained not in (None, cfg.captioning):
         logger.warning(
@@ -150,7 +150,7 @@ def warn_of_other_captioning(cfg: CfgNode, start: Start) -> None:
 
 
 def warn_of_guidance(cfg: CfgNode, start: Start) -> None:
-    """Warn if a model is to be guided that has seen no emptied captions in training."""
+    """Warn if guidance is on for a model that was trained without caption_dropout."""
     if cfg.painting.guidance and not _trained_with(start, "caption_dropout", 0.0):
         logger.warning(
             "painting.guidance %g: %s was trained without caption_dropout and has not learned to "

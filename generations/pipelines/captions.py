@@ -145,7 +145,7 @@ def _with_files(
 
 
 def _check_ours(cfg: CfgNode) -> None:
-    """Raise rather than write over a split file of the user's."""
+    """Raise a UserError if the split file was not made by this program."""
     if not Path(cfg.dataset_coco).exists():
         return
     content = read_json(cfg.dataset_coco, "dataset_coco")

@@ -1,4 +1,4 @@
-"""A run and what it needs from its data folder, gathered into one folder that works alone."""
+"""Export a run: copy it, and what it needs from its data folder, into one folder."""
 
 import dataclasses
 import logging
@@ -68,7 +68,7 @@ class Exported:
 
 
 def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str) -> Exported:
-    """Gather a run into a folder. Weights are checked by loading them, before anything is written.
+    """Export a run into a folder. The weights are loaded first, which checks them.
 
     Args:
         cfg: the run's configuration.

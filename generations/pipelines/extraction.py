@@ -1,4 +1,4 @@
-"""Which extractor made the features of a dataset, and getting the same one again.
+"""Find the extractor that made the features of a dataset, and build it again.
 
 data_dir/manifest.json remembers it with the hash of its weights; a run remembers in its folder
 what the features were that it was trained on.
@@ -57,7 +57,7 @@ def configured_extractor(
 
 
 def remember_extractor(cfg: CfgNode, folder: Path, resumed: bool) -> None:
-    """Note in a run's folder what made the features it is trained on.
+    """Record in a run's folder the extractor of the features that it is trained on.
 
     Raises:
         UserError: a resumed run began with features of another extractor.

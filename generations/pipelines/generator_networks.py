@@ -1,4 +1,4 @@
-"""Trained networks that the training of the image generator looks at pictures with."""
+"""Trained networks for the perceptual loss and the evaluation of the image generator."""
 
 import logging
 from collections.abc import Callable

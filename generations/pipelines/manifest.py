@@ -14,7 +14,7 @@ _LIBRARIES = ("faiss", "h5py", "numpy", "PIL", "tokenizers", "torch")
 
 
 def note(cfg: CfgNode, step: str, **facts: Any) -> None:
-    """Put what a step did into the manifest, in place of what it did before.
+    """Record a step in the manifest; this replaces its earlier record.
 
     Args:
         cfg: says where the data is.

@@ -1,4 +1,4 @@
-"""Figures of a folder of pictures: one pass over them for all that is asked."""
+"""Metrics of a folder of pictures, computed in one pass."""
 
 import hashlib
 import logging
@@ -82,7 +82,7 @@ class _Clip:
 def evaluate_pictures(
     cfg: CfgNode, folder: Path, here: Runtime, protocol_name: str | None = None
 ) -> PictureFigures:
-    """Measure a folder of pictures by all that the flags eval_* ask for.
+    """Compute the metrics that the eval_* flags select for a folder of pictures.
 
     Args:
         cfg: the configuration; at least one flag is on.

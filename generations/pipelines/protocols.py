@@ -1,4 +1,4 @@
-"""Protocols by name: every choice that figures of pictures depend on, so that it can be told.
+"""Named evaluation protocols, which fix every choice that the metrics of pictures depend on.
 
 Papers differ in them, and a figure means little without them.
 """

@@ -1,4 +1,4 @@
-"""Figures and a picture of how images come back from their cluster ids."""
+"""Measure and show how images are reconstructed from their cluster ids."""
 
 import logging
 from pathlib import Path

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Precision:
-    """Of the numbers that a run computes with.
+    """The precision that a run computes in.
 
     Attributes:
         half: autocast on a GPU to bfloat16, or float16 where it has no bfloat16.
@@ -267,7 +267,7 @@ _LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed
 
 
 def _lost(error: Exception) -> str:
-    """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
+    """The process that an error reports as lost, or ''; some backends have no error type for it."""
     if not isinstance(error, RuntimeError) or isinstance(error, ProcessLostError):
         return ""
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""What a machine gives a run: its device in words, GPUs that cannot be used, shared memory."""
+"""Checks of the machine: its device, GPUs that cannot be used, shared memory."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Watching over a run: requests to stop, processes that hang, launchers that are gone."""
+"""Watch a run: stop requests, processes that hang, lost launchers."""
 
 import contextlib
 import faulthandler

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average beside the weights that are trained."""
+"""An exponential moving average of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Saving a run and finding its way back."""
+"""Save a run and resume it."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Numbers gone wrong: gradients that are not finite, and policies that collapse."""
+"""Detect non-finite gradients, and policies that collapse in stage 2."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ NAMED = 64  # images of bad batches that a message names
 
 
 class GradientGuard:
-    """Counts updates that were skipped because their gradients are not finite, and tells of them.
+    """Counts and logs updates that were skipped because their gradients are not finite.
 
     Too many in a row end the run. The norm is that of the averaged gradients, so all processes
     decide alike. What a GPU found is looked at one update later, so that nobody waits for it.
@@ -111,7 +111,7 @@ class _Update:
 
 
 class PolicyWatch:
-    """Finds what figures of stage 2 say of a policy in trouble; each kind is told once."""
+    """Finds signs of a collapsing policy in the metrics of stage 2; logs each kind once."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()

@@ -1,4 +1,4 @@
-"""What every form of captions file becomes: an entry for each image, and then its record."""
+"""The common form of all caption files: an entry for each image, and its record."""
 
 import random
 import re
@@ -45,7 +45,7 @@ class Entry:
 
 
 class Entries:
-    """Gathers what the rows of a file say of its images.
+    """Collects the rows of a file by image.
 
     Args:
         tally: counts what is left out.
@@ -120,7 +120,7 @@ class Entries:
         shares: Mapping[str, int] = TRAIN_SHARES,
         partly: bool = False,
     ) -> list[ImageRecord]:
-        """The records of all images, with splits of their own, or dealt out if none has one.
+        """The records of all images, with their own splits, or random ones if none has a split.
 
         Args:
             source: for messages.
@@ -193,7 +193,7 @@ def _record_of(entry: Entry, index: int, number: int, tally: Tally) -> ImageReco
 
 
 def without_splits(shares: Mapping[str, int], seed: int) -> str:
-    """A note of how images were dealt out."""
+    """A log note about the random splits."""
     parts = (f"{part} {100 * share // sum(shares.values())} %" for part, share in shares.items())
     return f"without splits; assigned at random: {', '.join(parts)} (seed {seed})"
 

@@ -64,7 +64,7 @@ def _loaded(line: str) -> Any:
 def read_karpathy_content(
     content: Mapping[str, Any], path: Path, seed: int, skip_bad: bool, tally: Tally
 ) -> list[ImageRecord]:
-    """The records of a Karpathy file; if no image has a split, they are dealt out."""
+    """The records of a Karpathy file; if no image has a split, splits are assigned at random."""
     images = list_of(content, "images", path)
     if any(not isinstance(image, dict) or "split" in image for image in images):
         return karpathy_records(content, path, skip_bad, tally)

@@ -43,7 +43,7 @@ class ExtractorSettings:
 
     @property
     def side(self) -> int:
-        """S, where there must be one."""
+        """S; a UserError if it is not set."""
         if self.image_size is None:
             raise UserError(
                 f"features.extractor {self.name} needs features.image_size of at least 1"
@@ -128,7 +128,7 @@ def build_extractor(settings: ExtractorSettings, device: torch.device | str = "c
 
 
 def identity(settings: ExtractorSettings, extractor: Extractor) -> dict[str, str | int | None]:
-    """What decides the features of a picture: two extractors of one identity give the same ones.
+    """Everything that the features depend on: extractors of equal identity give equal features.
 
     Where the weights came from is left out; what they are counts.
     """
