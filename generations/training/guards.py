@@ -125,8 +125,8 @@ class PolicyWatch:
         ]
         if figures.get("rl_i2t/collapsed", 0.0) > 0.5:
             found.append(
-                "the policy has collapsed: most batches of sampled captions are one caption over "
-                "and over; go back to an earlier checkpoint with a lower solver.lr"
+                "the policy has collapsed: in most batches all sampled captions are equal; resume "
+                "from an earlier checkpoint with a lower solver.lr"
             )
         new = [trouble for trouble in found if trouble not in self._told]
         self._told.update(new)

@@ -79,7 +79,7 @@ def test_one_process_killed_while_writing_while_reading_and_asked_to_stop(world,
         os.kill(pid, signal.SIGTERM)
     assert ended(process, log) == STOPPED
     said = log.read_text().splitlines()[-1]
-    assert said.startswith("stopped: SIGTERM came; saved at iteration")
+    assert said.startswith("stopped: received SIGTERM; saved at iteration")
     assert f"model_{int(said.split()[6]):07d}.pth" == checkpoints(folder)[-1].name
 
     run(*command)

@@ -366,12 +366,12 @@ def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
     assert not (data / "out/generator.pth").exists()
     caplog.clear()
     run(data, "generator", *full, "num_workers", "2", "generator.report_every", "1")
-    assert "going on after step 4" in caplog.text
+    assert "resuming after step 4" in caplog.text
     assert is_undisturbed()
     # another recipe does not go on from there, nor does a damaged state
     caplog.clear()
     run(data, "generator", *full, "generator.lr", "1e-3")
-    assert "going on" not in caplog.text and not is_undisturbed()
+    assert "resuming" not in caplog.text and not is_undisturbed()
     (data / "out/generator_training.pth").write_bytes(b"PK")
     run(data, "generator", *full)
     assert "training starts from the beginning" in caplog.text

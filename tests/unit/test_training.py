@@ -493,7 +493,7 @@ def test_a_validation_ends_when_it_is_asked_to(monkeypatch):
     cfg = load_config(overrides=["pretrained_generator", "absent"])
     heard = lambda: "SIGTERM" if len(written) == 2 else ""  # noqa: E731
     test = validation.Validation(cfg, torch.nn.Linear(1, 1), CPU, None, heard)
-    with pytest.raises(StopRequested, match="SIGTERM came during the test of iteration 4"):
+    with pytest.raises(StopRequested, match="received SIGTERM during the test of iteration 4"):
         test(4)
     assert written == [0, 1]
 
