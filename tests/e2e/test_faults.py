@@ -102,7 +102,7 @@ def test_two_processes_killed_stopped_and_left_without_launcher(world, models, t
     wait_for(lambda: "hang_timeout 8" in log.read_text(), "the other process's message")
     said = next(line for line in log.read_text().splitlines() if "hang_timeout 8" in line)
     assert said.startswith("error: process 0 has been training in iteration")
-    assert "process 1 was heard of" in said
+    assert "process 1 last reported" in said
     kill(stuck)  # torchrun would do it after 30 seconds
 
     wait_for(lambda: log.read_text().count("resuming") == 2, "another restart")

@@ -163,7 +163,7 @@ def test_what_to_do_without_network_access_is_said(protocol, monkeypatch):
         raise URLError("no route")
 
     monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"no route.*get https://\S+\.pth and give eval_weights"):
+    with pytest.raises(UserError, match=r"no route.*get https://\S+\.pth and set eval_weights"):
         load_inception(protocol)
 
 

@@ -404,7 +404,11 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(monkeypatch
 @pytest.mark.parametrize(
     "model,weights,message",
     [
-        ("ViT-B-31", "openai", "neither a .json file nor an open_clip name; did you mean ViT-B-32"),
+        (
+            "ViT-B-31",
+            "openai",
+            "neither a .json file nor a model of open_clip; did you mean ViT-B-32",
+        ),
         ("ViT-B-32", "opnai", r"'opnai' is neither a file nor a tag of ViT-B-32 \(tags: openai"),
         ("ViT-B-32", "", "neither a file nor a tag"),
         ("absent.json", "openai", "clip.model: absent.json does not exist"),
@@ -446,7 +450,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
 
 
 def test_a_config_needs_its_own_weights(files):
-    with pytest.raises(UserError, match="'openai' is no file; give the checkpoint that belongs to"):
+    with pytest.raises(UserError, match="'openai' is not a file; give the weights that belong to"):
         load_clip(files[0], "openai")
 
 

@@ -293,9 +293,9 @@ def test_repeated_words_collapse():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[1:], r"\[PAD\] must stand in line 1 and stands nowhere"),
-        (lambda lines: lines[:103], r"\[MASK\] must stand in line 104 and stands nowhere"),
-        (lambda lines: ["new", *lines], r"\[PAD\] must stand in line 1 and stands in line 2"),
+        (lambda lines: lines[1:], r"\[PAD\] must be in line 1, but is missing"),
+        (lambda lines: lines[:103], r"\[MASK\] must be in line 104, but is missing"),
+        (lambda lines: ["new", *lines], r"\[PAD\] must be in line 1, but is in line 2"),
         (lambda lines: [*lines, "again", "again"], "remove the duplicates"),
     ],
 )

@@ -295,7 +295,7 @@ def test_what_cannot_be_measured_is_said_before_the_work(world, painted, monkeyp
     monkeypatch.setattr("generations.pipelines.picture_evaluation.read_pictures", unexpected)
     with pytest.raises(UserError, match="needs a classifier"):
         measure(world, painted, "eval_is", "1")
-    with pytest.raises(UserError, match="give images_dir or gt_img_dir_5k"):
+    with pytest.raises(UserError, match="set images_dir or gt_img_dir_5k"):
         measure(world, painted, "eval_fid", "1", "images_dir", "")
     with pytest.raises(UserError, match=r"eval_weights: .*nowhere\.pth does not exist"):
         measure(

@@ -295,7 +295,7 @@ def test_the_first_map_tells_colours_and_both_are_standardised():
     black, blue = coarse[4, 6], coarse[4, 2]
     assert np.abs(top - black).max() < 0.3 * np.abs(blue - black).max()
     assert np.abs(bottom - blue).max() < 0.3 * np.abs(blue - black).max()
-    with pytest.raises(UserError, match=r"features\.layer 'last': efficientnet-lite0 has"):
+    with pytest.raises(UserError, match=r"features\.layer of efficientnet-lite0 must be"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 336, "", "last"))
 
 

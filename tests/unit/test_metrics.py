@@ -80,7 +80,7 @@ def test_images_of_one_side_only_are_named(hypotheses, references, message):
 
 
 def test_unknown_metric_is_named():
-    with pytest.raises(UserError, match=r"cidre.*known are cider_d"):
+    with pytest.raises(UserError, match=r"cidre.*choose among cider_d"):
         score_captions({1: "a"}, {1: ["a"]}, ("cidre",))
 
 

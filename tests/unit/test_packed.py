@@ -224,7 +224,7 @@ def test_damaged_headers_are_refused(packed, seed):
 
 def test_file_of_a_later_version_is_refused(packed, monkeypatch):
     monkeypatch.setattr("generations.datasets.packed.VERSION", 2)
-    with pytest.raises(UserError, match="version 1 of packed features, but this program reads"):
+    with pytest.raises(UserError, match="version 1 of the packed format, but this program reads"):
         open_feature_store([packed], G, D)
 
 
@@ -435,7 +435,9 @@ def test_converted_features_are_not_overwritten(original, tmp_path):
     before = target.read_bytes()
     convert_features(original, target)  # nothing to do
     for change in ({"dtype": "float32"}, {"signature": "t"}):
-        with pytest.raises(UserError, match=r"a\.packed were converted and would be overwritten"):
+        with pytest.raises(
+            UserError, match=r"a\.packed were made by convert_features.py and would be overwritten"
+        ):
             writer(target, **change)
     assert target.read_bytes() == before
 
@@ -455,7 +457,7 @@ def test_what_cannot_be_converted_is_named(original, tmp_path):
         convert_features(original, tmp_path / "a.npy")
     with h5py.File(original, "a") as file:
         file["z/features"] = np.full(SHAPE, np.nan, np.float32)
-    with pytest.raises(UserError, match="z hold NaN"):
+    with pytest.raises(UserError, match="z contain NaN"):
         convert_features(original, tmp_path / "a.packed")
     assert not (tmp_path / "a.packed").exists()
 

@@ -249,7 +249,7 @@ def test_features_are_made_again_only_when_needed(data, monkeypatch, caplog):
 def test_too_many_clusters_leave_the_codebook(data):
     run_first_steps(data)
     before = contents(data / "out")
-    with pytest.raises(UserError, match="grid_cluster_num 500 clusters cannot be made of"):
+    with pytest.raises(UserError, match="cannot make grid_cluster_num 500 clusters from"):
         run(data, "clusters", "grid_cluster_num", "500")
     assert contents(data / "out") == before
 
@@ -411,7 +411,7 @@ def test_note_keeps_the_other_steps(data):
     run_first_steps(data)
     manifest = data / "out/manifest.json"
     manifest.write_text("[]")
-    with pytest.raises(UserError, match=r"manifest\.json is not ours"):
+    with pytest.raises(UserError, match=r"manifest\.json was not written by this program"):
         run(data, "clusters")
 
 
