@@ -153,7 +153,7 @@ def test_torchvision_protocol_equals_torchvision(tmp_path, pixels):
     assert wanted.std() > 1e-3
     np.testing.assert_allclose(found, seen[0], rtol=1e-3, atol=1e-3 * float(seen[0].std()))
     np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
-    with pytest.raises(UserError, match="not those of the tf Inception"):
+    with pytest.raises(UserError, match="do not fit the tf Inception"):
         load_inception("tf", str(tmp_path / "inception_v3.pth"))
 
 

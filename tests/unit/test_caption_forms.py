@@ -474,7 +474,7 @@ def test_check_says_what_a_file_holds_and_changes_nothing(tmp_path, caplog):
         "changed 1 captions with full stops inside",
         "2 images with 3 captions; train 2",
         "1 of 3 captions (33.3%) are longer than text_length 17 and are cropped",
-        "2 pictures that no caption is of, 0 images without a picture",
+        "2 pictures without captions, 0 captioned images without a picture",
     ):
         assert told in caplog.text, told
     (tmp_path / "images" / "2.jpg").unlink()

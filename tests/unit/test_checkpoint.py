@@ -533,7 +533,7 @@ def test_state_of_other_weights_is_refused(tmp_path, model, other):
 
 def test_folder_of_other_things_is_not_overwritten(tmp_path, model):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         write_training_checkpoint(tmp_path, training_payload(model))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -594,7 +594,7 @@ def test_optimizer_state_of_another_model_is_refused(model, cfg):
         optimizer_state_by_index(optimizer_state_by_name(state, names), names[1:])
     wide = build_model(load_config(overrides=[*TINY, "grid_feat_dim", "16"]))
     optimizer = torch.optim.AdamW(wide.parameters())
-    with pytest.raises(UserError, match=r"here: exp_avg of mask_feat is \(12,\).*\(16,\)"):
+    with pytest.raises(UserError, match=r"here: exp_avg of mask_feat .*\(12,\).*\(16,\)"):
         load_optimizer_state(optimizer, state, wide, "here")
     assert not optimizer.state
 

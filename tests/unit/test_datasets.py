@@ -210,7 +210,7 @@ def test_folder_of_coco_captions_keeps_train_and_divides_val(tmp_path):
     assert {record.image_id for record in train} == set(range(1000, 1100))
     assert {record.image_id for record in val + test} == set(range(1100, 1120))
     coco_file(tmp_path, "captions_val2014.json", 20)
-    with pytest.raises(UserError, match=r"one captions_val\*\.json, but there is captions_val2014"):
+    with pytest.raises(UserError, match=r"one captions_val\*\.json, but has captions_val2014"):
         read_captions(tmp_path)
 
 

@@ -283,7 +283,7 @@ def test_fewer_pictures_than_feature_dimensions_are_warned_of(world, painted, ca
         (painted / item["file"]).unlink()
     (painted / "manifest.json").write_text(json.dumps({"items": manifest["items"][:50]}))
     measure(world, painted, "eval_fid", "1")
-    assert "50 pictures for 64 feature dimensions" in caplog.text
+    assert "50 pictures and 64 feature dimensions" in caplog.text
     with pytest.raises(UserError, match="needs at least 100 captions, not 50"):
         measure(world, painted, "eval_rprec", "1")
 

@@ -169,7 +169,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
     monkeypatch.setattr(models, "get_model", fail)
     settings = ExtractorSettings("torchvision", 64, 2, 512, "resnet18", "", "IMAGENET1K_V1")
-    with pytest.raises(UserError, match=r"get https://.*resnet18.*\.pth and give the file"):
+    with pytest.raises(UserError, match=r"get https://.*resnet18.*\.pth and set features\.weights"):
         build_extractor(settings)
 
 

@@ -132,7 +132,9 @@ def test_two_processes_train_as_one_does():
 
 
 def test_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(UserError, match=r"batch_size 4 cannot be divided among 3 processes"):
+    with pytest.raises(
+        UserError, match=r"batch_size 4 must be a multiple of the number of processes, 3"
+    ):
         train_generator(fresh(), CENTROIDS, DATA, RECIPE, seed=1, sharing=Sharing(0, 3))
 
 

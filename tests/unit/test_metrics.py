@@ -181,7 +181,7 @@ def test_distance_is_zero_to_itself_and_grows_with_a_shift():
 def test_statistics_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="two features"):
         _ = FeatureStatistics.of(np.ones((1, 3))).covariance
-    with pytest.raises(ValueError, match="compared"):
+    with pytest.raises(ValueError, match="cannot compare"):
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
 
 

@@ -582,5 +582,5 @@ def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch):
     with pytest.raises(UserError, match="cuda:0: several processes"):
         choose_device("cuda:0", 1)
     assert choose_device("cuda:2", None) == torch.device("cuda", 2)
-    with pytest.raises(UserError, match="there are 4 GPUs"):
+    with pytest.raises(UserError, match="has 4 usable GPUs"):
         choose_device("cuda", 4)
