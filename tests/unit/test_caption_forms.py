@@ -173,19 +173,19 @@ REFUSED = {
         coco(annotations=[{"caption": DOG}]),
         "annotation 1 has no image_id",
     ),
-    "a line between Flickr's": (TOKENS + "2.jpg Two cats\n", "line 5 is not `name"),
+    "a line between Flickr's": (TOKENS + "2.jpg Two cats\n", "line 5 must be `name"),
     "a workbook": (b"PK\x03\x04" + bytes(99), "Excel workbook .* save the table as CSV"),
     "Parquet": (b"PAR1" + bytes(99), "Parquet: write it as CSV"),
     "images of two splits": (
         [{"image": "1.jpg", "caption": DOG, "split": s} for s in ("train", "val")],
-        r"entry 2 has the split val, but an earlier row of the image train",
+        r"entry 2 has the split val, but an earlier row of the same image has train",
     ),
     "some without split": (
         [{"image": "1.jpg", "caption": DOG, "split": "train"}, {"image": "2.jpg", "caption": DOG}],
         r"2\.jpg: has no split, but others have one",
     ),
     "a path outside": (TABLE.replace("1.jpg", "/etc/1.jpg"), "outside of the folder"),
-    "a byte of no encoding": (TABLE.encode() + b"3.jpg,\x81\n", "line 4 is not UTF-8; save"),
+    "a byte of no encoding": (TABLE.encode() + b"3.jpg,\x81\n", "line 4 is not valid UTF-8; save"),
 }
 
 
@@ -353,7 +353,7 @@ def test_a_folder_that_is_not_clear(tmp_path):
     written(tmp_path, TABLE, "a.csv")
     assert found(tmp_path) == PLAIN
     written(tmp_path, TABLE, "b.csv")
-    with pytest.raises(UserError, match=r"not clear which file .*a\.csv, b\.csv"):
+    with pytest.raises(UserError, match=r"cannot tell which file .*a\.csv, b\.csv"):
         read_intake(tmp_path)
 
 

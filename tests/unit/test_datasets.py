@@ -94,8 +94,8 @@ bad_images = pytest.mark.parametrize(
         (entry("bad", captions=["a dog", "  "]), r"bad\.jpg: caption 2 is empty"),
         ({**entry("bad"), "sentences": [{"sentid": 3}]}, r"bad\.jpg: caption 1 has no tokens"),
         (entry("bad", split="some"), r"bad\.jpg: has the split 'some'"),
-        (entry("good"), r"good\.jpg: has the name good of good\.jpg"),
-        (entry("bad", cocoid=0), r"bad\.jpg: has the id 0 of good\.jpg"),
+        (entry("good"), r"good\.jpg: has the same name as good\.jpg"),
+        (entry("bad", cocoid=0), r"bad\.jpg: has the same id as good\.jpg"),
         (entry("bad", filepath="../.."), "outside of the folder"),
         (entry("bad", filepath="/etc"), "outside of the folder"),
         (entry("b\0ad"), "broken characters"),
@@ -236,7 +236,9 @@ def test_reads_flickr30k_of_karpathy(tmp_path):
 def test_coco_image_without_captions(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}))
-    with pytest.raises(UserError, match=r"no images with captions .* 1 images without annotation"):
+    with pytest.raises(
+        UserError, match=r"no images with captions .* 1 images without an annotation"
+    ):
         read_captions(path)
 
 

@@ -451,7 +451,7 @@ def test_features_of_ours_stay_ours_when_converted(packed, tmp_path):
 def test_what_cannot_be_converted_is_named(original, tmp_path):
     with pytest.raises(UserError, match="the same file"):
         convert_features(original, original)
-    with pytest.raises(UserError, match=r"none\.h5: no such file"):
+    with pytest.raises(UserError, match=r"none\.h5: the file does not exist"):
         convert_features(tmp_path / "none.h5", tmp_path / "a.packed")
     with pytest.raises(UserError, match=r"a\.npy: the suffix"):
         convert_features(original, tmp_path / "a.npy")
