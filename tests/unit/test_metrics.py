@@ -101,7 +101,7 @@ def test_bad_endings_are_those_of_the_list():
     good = ["a dog.", "a man in a hat", "a bus that drives by", "something to sit on", ""]
     assert bad_endings([end + "." for end in ends] + good) == pytest.approx(8 / 12)
     assert bad_endings(["A dog on A . "]) == 1
-    with pytest.raises(UserError, match="no captions"):
+    with pytest.raises(UserError, match="at least one caption"):
         bad_endings([])
 
 
@@ -179,7 +179,7 @@ def test_distance_is_zero_to_itself_and_grows_with_a_shift():
 
 
 def test_statistics_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="two features"):
+    with pytest.raises(ValueError, match="two feature vectors"):
         _ = FeatureStatistics.of(np.ones((1, 3))).covariance
     with pytest.raises(ValueError, match="cannot compare"):
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
