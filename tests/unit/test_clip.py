@@ -602,7 +602,7 @@ def test_a_backbone_that_is_not_there_is_refused():
     for change, message in (
         ({"backbone": "resnet"}, "clip.backbone must be efficientnet-lite0"),
         ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: choose blocks"),
-        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: choose blocks 0 to 15"),
+        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: choose blocks from 0 to 15"),
     ):
         with pytest.raises(UserError, match=message):
             train_clip(images, captions, replace(TINY, **change), seed=0)

@@ -239,7 +239,7 @@ def test_stage_1_is_shown_beside_stage_2(data, full_run):
     report.main([*data, "--stage1", "first"])
     html = (full_run / "report.html").read_text(encoding="utf-8")
     assert "CIDEr-D changed by +0.3100 from stage 1 to stage 2 and METEOR by -0.1000" in html
-    with pytest.raises(UserError, match="nothing: no metrics"):
+    with pytest.raises(UserError, match="nothing: there are no metrics"):
         report.main([*data, "--stage1", "nothing"])
 
 
