@@ -377,7 +377,9 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), stored(data), rtol=1e-3, atol=1e-3)
 
     asked = load_config(overrides=overrides(data, "features.extractor", "butd"))
-    with pytest.raises(UserError, match=r"extractor butd does not .* were made by torchvision resnet18"):
+    with pytest.raises(
+        UserError, match=r"extractor butd does not .* were made by torchvision resnet18"
+    ):
         remembered_extractor(asked, None, CPU)
     asked = load_config(overrides=overrides(data, "features.image_size", "96"))
     with pytest.raises(UserError, match=r"features\.image_size 96: .* at 64 pixels"):
@@ -396,7 +398,9 @@ def test_the_precision_of_the_features_is_kept(data):
     kept = stored(data)
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), kept, rtol=1e-3, atol=1e-3)
     asked = load_config(overrides=overrides(data, "features.precision", "float16"))
-    with pytest.raises(UserError, match=r"features\.precision float16 does not .* resnet18 bfloat16 at"):
+    with pytest.raises(
+        UserError, match=r"features\.precision float16 does not .* resnet18 bfloat16 at"
+    ):
         remembered_extractor(asked, None, CPU)
 
 
