@@ -70,4 +70,5 @@ def training_settings(cfg: CfgNode) -> TrainSettings:
     settings: dict[str, Any] = {
         field.name: part[field.name] for field in fields(TrainSettings) if field.name in part
     }
-    return TrainSettings(**settings | {"cosine": bool(part.cosine)})
+    settings["cosine"] = bool(part.cosine)
+    return TrainSettings(**settings)

@@ -27,7 +27,7 @@ def test_the_console_starts_every_command():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: command line: seed takes a whole number")
+    assert done.stderr.startswith("error: command line: seed must be a whole number")
     for entry in console.COMMANDS.values():
         assert callable(import_module(f"generations.{entry}").main)
 

@@ -387,7 +387,7 @@ def test_a_protocol_is_written_beside_the_figures(world, painted, monkeypatch):
     assert found["sampling"] == {"steps": 4, "seed": 5}
     assert {"r_precision", f"fid_clip-{world.name}"} <= found["figures"].keys()
     monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("coloured fields", COUNT + 1, keys))
-    with pytest.raises(UserError, match=r"--protocol tiny is of 105 pictures, but there are 104"):
+    with pytest.raises(UserError, match=r"--protocol tiny needs 105 pictures, but there are 104"):
         measure(world, painted, *options, "--protocol", "tiny")
 
 

@@ -382,7 +382,7 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     ):
         remembered_extractor(asked, None, CPU)
     asked = load_config(overrides=overrides(data, "features.image_size", "96"))
-    with pytest.raises(UserError, match=r"features\.image_size 96: .* at 64 pixels"):
+    with pytest.raises(UserError, match=r"features\.image_size 96 .* at 64 pixels"):
         remembered_extractor(asked, None, CPU)
 
     model.layer1[0].conv1.weight.data[0] += 1
