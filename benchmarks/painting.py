@@ -55,6 +55,9 @@ def rows() -> dict[str, PaintingSettings]:
         found[f"guidance {scale}, growing"] = replace(
             usual, guidance=float(scale), guidance_schedule="growing"
         )
+    for scale in (0.5, 1):
+        name = f"confidence, 16 steps, guidance {scale:g}"
+        found[name] = replace(usual, steps=16, guidance=float(scale))
     for scale in (0, 2):
         for order, how in ORDERS.items():
             for steps in (4, 6, 8, 16):
