@@ -83,6 +83,11 @@ def test_compiled_layers_keep_numbers_and_names(compiled):
         if theirs.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     assert graphs() > 0
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():  # its type is read in a layer
+        ours, theirs = (
+            net.encode_vision(features=torch.ones(4, 9, 6)) for net in (compiled, plain)
+        )
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.slow
