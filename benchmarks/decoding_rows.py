@@ -78,7 +78,7 @@ def milliseconds(row: Row) -> str:
 
 def caption_table(rows: dict[str, Row]) -> str:
     lines = [
-        "| | CIDEr-D | less greedy's | BLEU-4 | log p | words and full stop | below | ms |",
+        "| | CIDEr-D | difference | BLEU-4 | log p | length | below | ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in CAPTIONING:
@@ -97,7 +97,7 @@ def caption_table(rows: dict[str, Row]) -> str:
 
 def picture_table(rows: dict[str, Row]) -> str:
     lines = [
-        "| | CLIPScore | less the default's | by the other CLIP | less the default's | ms |",
+        "| | CLIPScore | difference | by the second CLIP | difference | ms |",
         "|---|---|---|---|---|---|",
     ]
     for name in (REAL, TRUE_CELLS, *PAINTING):

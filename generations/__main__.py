@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"there is no command {name!r}{hint} There are {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name!r}{hint} The commands are {', '.join(COMMANDS)}")
     entry = import_module(f"generations.{COMMANDS[name]}")
     sys.argv = [f"generations {name}", *words[1:]]  # what --help and data-loading workers see
     entry.main()

@@ -45,7 +45,11 @@ def parse(
     if extra is not None:
         extra(parser)
     parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="YAML file; may be repeated"
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="configuration file (YAML); may be repeated",
     )
     # torch.distributed.launch passes it; the environment says the same
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=SUPPRESS)
@@ -53,7 +57,7 @@ def parse(
         "overrides",
         nargs="*",
         metavar="key value",
-        help="such as: seed 7; the keys are below",
+        help="configuration keys and values, such as: seed 7; all keys are listed below",
     )
     pairs, rest = take_overrides(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_intermixed_args(rest)
@@ -63,7 +67,9 @@ def parse(
 def _keys_in_groups() -> str:
     """All keys for --help, each with its default and what default.yaml says of it."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
-    lines = ["keys with their defaults, given as `key value` or in a file of --config:"]
+    lines = [
+        "configuration keys and their defaults; set them by `key value` or in a file of --config:"
+    ]
     for group, keys in documented_keys().items():
         lines += ["", *wrap(f"{group}:", width)]
         for key in keys:
@@ -98,7 +104,7 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry: set up logging, and turn foreseen ends into one line and an exit status."""
+    """Run an entry: set up logging, and turn expected errors into one line and an exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # a tokenizer's threads would not survive the forking of data-loading workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -119,7 +125,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def one_line(error: UserError) -> str:
-    """The message of an error; of one raised in a worker process only the last line is it."""
+    """The message of an error in one line; from a worker process, the last line of it."""
     lines = str(error).strip().splitlines() or [""]
     if "DataLoader worker" in lines[0]:
         return lines[-1].split("UserError: ", 1)[-1]

@@ -16,14 +16,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; wrong input ends it with one line and status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m generations.convert_checkpoint",
-        description="Convert a checkpoint; the target's name decides into what.",
+        description="Convert a checkpoint; the name of the target decides the format.",
     )
     parser.add_argument("source", type=Path, help=".pth file, .safetensors file or folder")
     parser.add_argument("target", type=Path, help=".pth file, .safetensors file or folder")
     parser.add_argument(
-        "--config", type=Path, action="append", default=[], help="YAML file of the model"
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        help="configuration file (YAML) of the model",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key value", help="e.g. grid_size 8")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key value",
+        help="configuration keys and values, such as: grid_size 8",
+    )
     options = parser.parse_intermixed_args(arguments)
     from generations.checkpoint import convert_checkpoint
 

@@ -1,7 +1,7 @@
 """Convert a file of dense features: `convert_features.py SOURCE TARGET [--dtype float16]`
 
-The suffixes say from what into what: .h5 is the original's HDF5, .packed one array file, which is
-read many times faster. A conversion that was killed goes on where it was.
+The suffixes give the formats: .h5 is the original's HDF5, .packed one array file, which is read
+many times faster. If a conversion is killed, the same command continues it.
 """
 
 import sys
@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert one file."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help=".h5 or .packed")
-    parser.add_argument("target", type=Path, help=".packed or .h5")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of a .packed target")
+    parser.add_argument("source", type=Path, help="file to convert, .h5 or .packed")
+    parser.add_argument("target", type=Path, help="file to write, .packed or .h5")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="type of the numbers in a .packed target"
+    )
     options = parser.parse_args(argv)
     from generations.datasets import convert_features
 

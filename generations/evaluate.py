@@ -1,8 +1,8 @@
-"""Score finished samples: `python generations/evaluate.py [--config FILE] exp_id X key value ...`
+"""Compute metrics: `python generations/evaluate.py [--config FILE] exp_id X key value ...`
 
-Captions: the run's newest captions_test_<iteration>.json, or with `--captions FILE` any COCO
-results file, against those of the test split. Pictures: the run's newest images_test_<iteration>,
-or evaluate_images_dir, by what the flags eval_* ask for.
+Captions: the newest captions_test_<iteration>.json of the run, or any COCO results file given by
+`--captions FILE`, against the captions of the test split. Pictures: the newest
+images_test_<iteration> of the run, or evaluate_images_dir; the eval_* keys choose the metrics.
 """
 
 import sys
@@ -27,21 +27,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--captions", metavar="FILE", help="COCO results file to score")
+    parser.add_argument("--captions", metavar="FILE", help="COCO results file (JSON) to score")
     parser.add_argument(
         "--caption-metrics",
         default="cider_d,bleu,rouge_l,diversity",
         metavar="LIST",
-        help="of cider_d,bleu,rouge_l,meteor,spice,diversity,clip_score (default: %(default)s; "
-        "meteor is slow to start, spice wants its parser, clip_score images_dir)",
+        help="comma list of cider_d,bleu,rouge_l,meteor,spice,diversity,clip_score (default: "
+        "%(default)s; meteor starts slowly, spice needs its parser, clip_score needs images_dir)",
     )
     parser.add_argument(
         "--protocol",
         choices=sorted(PROTOCOLS),
-        help="fix every choice of FID, CLIPScore and R-precision (docs/evaluation.md)",
+        help="use a fixed protocol for FID, CLIPScore and R-precision (docs/evaluation.md)",
     )
     parser.add_argument(
-        "--per-item", action="store_true", help="write the figures of each sample too"
+        "--per-item", action="store_true", help="also write the scores of each sample"
     )
 
 

@@ -1,7 +1,7 @@
-"""A run as one folder: `python generations/export.py [--config FILE] exp_id X --out models/mini`
+"""Export a run: `python generations/export.py [--config FILE] exp_id X --out models/mini`
 
-Gathers the weights of a run, its image generator, vocabulary and small CLIP, and a configuration
-to use them with: `--config models/mini/config.yaml`. See docs/report_and_demo.md.
+Copies the weights of a run, its image generator, vocabulary and small CLIP into one folder, with a
+configuration to use them: `--config models/mini/config.yaml`. See docs/report_and_demo.md.
 """
 
 import sys
@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where it goes")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
-        "--name", help="exp_id of what is made with it (default: the folder's name and _demo)"
+        "--name", help="exp_id of runs that use the export (default: the folder's name and _demo)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic writing and safe reading of files."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def only_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
                 file.seek(0)
                 raise UserError(
                     f"{folder} is in use: {file.read(200).strip() or 'another process'} writes "
-                    "there; wait until it ends, end it, or choose another exp_id"
+                    "there; wait for that process, stop it, or choose another exp_id"
                 )
             time.sleep(0.2)
         file.truncate(0)
@@ -185,13 +185,13 @@ def read_array(path: str | Path, what: str, fix: str) -> np.ndarray:
         # mapped: a header whose array is larger than the file is refused and not allocated
         mapped = np.load(path, allow_pickle=False, mmap_mode="r")
         if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "biuf":
-            raise ValueError("not an array of numbers")
+            raise ValueError("it is not an array of numbers")
         return np.array(mapped)
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist; {fix}") from None
     except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"{what} {path}: damaged, or no .npy file ({short(error)}); {fix}"
+            f"{what} {path}: damaged, or not a .npy file ({short(error)}); {fix}"
         ) from None
 
 
@@ -217,11 +217,12 @@ def read_arrays(
         with np.load(path, allow_pickle=False) as content:
             found = {name: content[name] for name in names}
         if not all(array.dtype.kind in "biuf" for array in found.values()):
-            raise ValueError("not arrays of numbers")
+            raise ValueError("it does not hold arrays of numbers")
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist; {fix}") from None
     except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"{what} {path}: damaged, or no .npz file of ours ({short(error)}); {fix}"
+            f"{what} {path}: damaged, or not a .npz file that this program wrote ({short(error)}); "
+            f"{fix}"
         ) from None
     return found

@@ -1,8 +1,8 @@
-"""Image -> text: `python generations/inference.py [--config FILE] exp_id X key value ...`
+"""Caption images: `python generations/inference.py [--config FILE] exp_id X key value ...`
 
-Captions the Karpathy test split, or with `--image FILE ...` raw images. `decoding.method beam` or
-`sample` in place of greedy may write several captions an image: the best one goes into the COCO
-results file captions_<split>_<iteration>.json, as ever, and all of them, best first, into
+Captions the Karpathy test split, or the image files of `--image FILE ...`. The best caption of each
+image goes into a COCO results file, captions_<split>_<iteration>.json. With `decoding.method beam`
+or `sample` and several captions an image, all of them, best first, go into
 alternatives_<split>_<iteration>.json: {"decoding": settings, "images": [{"image_id", "captions":
 [{"caption", "log_probability", "score"}]}]}.
 """
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--image", nargs="+", metavar="FILE", help="raw images to caption")
+    parser.add_argument(
+        "--image", nargs="+", metavar="FILE", help="image files to caption, instead of the dataset"
+    )
     parser.add_argument("--split", default="test", help="split to caption (default: test)")
 
 

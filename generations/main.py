@@ -1,4 +1,4 @@
-"""Train: `python generations/main.py [--config FILE] exp_id X key value ...`"""
+"""Train a model: `python generations/main.py [--config FILE] exp_id X key value ...`"""
 
 import sys
 from collections.abc import Sequence

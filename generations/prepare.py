@@ -1,23 +1,23 @@
-"""Raw images and captions -> features, codebook, image generator: `prepare.py STEP key value ...`
+"""Prepare a dataset from images and captions: `prepare.py STEP key value ...`
 
-Steps:
-    mini-world  draw the embedded data set: pictures, captions and a vocabulary
+Steps; separate several with commas, such as `features,clusters`:
+    mini-world  draw the mini world: pictures, captions and a vocabulary
     captions    check captions_file and images_dir, and write the split file dataset_coco
-    vocabulary  the pieces of BERT's vocabulary that the train captions have, into vocab_file
+    vocabulary  write vocab_file: the pieces of BERT's vocabulary that the train captions use
     features    grid features of all images
     clusters    codebook of the features, and the cluster ids of all images
-    generator   train the network that turns cluster ids back into pixels
-    clip        train a small CLIP, where clip.model and clip.weights are empty
-    all         all of them; vocabulary where vocab_file is to be made in data_dir, clip where it
-                is to be trained
+    generator   train the network that turns cluster ids into pixels
+    clip        train a small CLIP, if clip.model and clip.weights are empty
+    all         all of these; vocabulary only if vocab_file is to be made in data_dir, clip only if
+                it is to be trained
 
-The file names are those of the configuration; data_dir/manifest.json says what was made how.
-features and generator may run in several processes:
+The configuration names the files; data_dir/manifest.json records how each was made.
+features and generator can run in several processes:
     torchrun --nproc_per_node 8 generations/prepare.py features key value ...
 """
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("steps", type=_steps, metavar="STEP[,STEP...]")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="with the step captions: read captions_file, say what it holds, and write nothing",
+        help=(
+            "with the step captions: read captions_file and show its content, without writing "
+            "anything"
+        ),
     )
     parser.add_argument(
         "--sizes",
@@ -52,8 +55,16 @@ def _options(parser: ArgumentParser) -> None:
         nargs=3,
         default=(6000, 500, 500),
         metavar=("TRAIN", "VAL", "TEST"),
-        help="pictures of the mini world (default: 6000 500 500)",
+        help="number of pictures of the mini world (default: 6000 500 500)",
     )
+
+
+def _steps(text: str) -> list[str]:
+    steps = text.split(",")
+    for step in steps:
+        if step not in STEPS:
+            raise ArgumentTypeError(f"there is no step {step!r}; the steps: {', '.join(STEPS)}")
+    return steps
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""An exported folder to the Hugging Face hub: `python generations/push.py FOLDER OWNER/NAME`
+"""Upload an export to the Hugging Face hub: `python generations/push.py FOLDER OWNER/NAME`
 
-FOLDER is what export.py wrote; OWNER/NAME is made if it is not there, and is private unless
---public says otherwise. Log in first: `hf auth login`. Afterwards `pretrained_model hf:OWNER/NAME`
-starts from it.
+FOLDER is a folder that export.py wrote. OWNER/NAME is created if it does not exist, and is private
+unless you give --public. Log in first: `hf auth login`. To start a run from it, set
+`pretrained_model hf:OWNER/NAME`.
 """
 
 import logging
@@ -27,10 +27,14 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, and upload."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what export.py wrote")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="on the hub")
-    parser.add_argument("--public", action="store_true", help="a new repository is public")
-    parser.add_argument("--message", default="generations export", help="of the commit")
+    parser.add_argument("folder", type=Path, help="folder that export.py wrote")
+    parser.add_argument(
+        "repository", metavar="OWNER/NAME", help="repository on the Hugging Face hub"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="make a new repository public (default: private)"
+    )
+    parser.add_argument("--message", default="generations export", help="message of the commit")
     options = parser.parse_args(argv)
     address = push(options.folder, options.repository, options.public, options.message)
     logger.info("pushed %s to %s", options.folder, address)
@@ -45,11 +49,11 @@ def push(folder: Path, repository: str, public: bool = False, message: str = "")
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder} is no exported run ({', '.join(missing)} missing): write one with "
-            "python generations/export.py exp_id X --out FOLDER"
+            f"{folder} is not an exported run ({', '.join(missing)} missing): make one with python "
+            "generations/export.py exp_id X --out FOLDER"
         )
     if repository.count("/") != 1:
-        raise UserError(f"the repository {repository!r} must be OWNER/NAME")
+        raise UserError(f"the repository must have the form OWNER/NAME, not {repository!r}")
     try:
         api = hub.HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
@@ -59,7 +63,7 @@ def push(folder: Path, repository: str, public: bool = False, message: str = "")
     except (OSError, ValueError) as error:  # HfHubHTTPError and missing tokens are of these
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise UserError(
-            f"the hub did not take {folder} ({reason}): check the network, OWNER/NAME and your "
+            f"{folder} could not be uploaded ({reason}): check the network, OWNER/NAME and your "
             "login (hf auth login)"
         ) from None
     return str(done)

@@ -1,8 +1,8 @@
-"""A run on one page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
+"""Write a report page: `python generations/report.py [--config FILE] exp_id X [--seconds N]`
 
-Writes report.html, contact_sheet.png and summary.json into the run's folder, from what main.py,
-inference.py, sample_images.py and evaluate.py left there (docs/report_and_demo.md). With --table1
-FOLDER it gathers many runs into Table 1 of the paper.
+Writes report.html, contact_sheet.png and summary.json into the run's folder, from the results of
+main.py, inference.py, sample_images.py and evaluate.py (docs/report_and_demo.md). With --table1
+FOLDER it collects many runs into Table 1 of the paper.
 """
 
 import sys
@@ -26,30 +26,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--seconds", type=float, metavar="N", help="time the run took, for the summary"
+        "--seconds", type=float, metavar="N", help="time that the run took, for the summary"
     )
     parser.add_argument(
-        "--stage1", metavar="EXP_ID", help="the run that this one started from, to compare with"
+        "--stage1", metavar="EXP_ID", help="run that this one started from, for comparison"
     )
-    parser.add_argument("--items", type=int, help="most cards a gallery (default: all)")
+    parser.add_argument(
+        "--items", type=int, help="maximum number of cards in a gallery (default: all)"
+    )
     parser.add_argument(
         "--table1",
         metavar="FOLDER",
-        help="gather the runs of scripts/table1.sh in this folder instead",
+        help="instead, collect the runs of scripts/table1.sh in this folder into a table",
     )
     parser.add_argument(
         "--one-file-up-to",
         type=int,
         default=1000,
         metavar="N",
-        help="cards of a page that holds its pictures itself; above, they go into a folder beside "
-        "it (default: %(default)s)",
+        help="maximum number of cards for a page that includes its pictures; with more they go "
+        "into a folder beside the page (default: %(default)s)",
     )
     parser.add_argument(
         "--sheet-items",
         type=int,
         default=24,
-        help="most cards a direction on the contact sheet (default: %(default)s)",
+        help="maximum number of cards a direction on the contact sheet (default: %(default)s)",
     )
 
 

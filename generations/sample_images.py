@@ -1,7 +1,8 @@
-"""Text -> image: `python generations/sample_images.py [--config FILE] exp_id X key value ...`
+"""Paint captions: `python generations/sample_images.py [--config FILE] exp_id X key value ...`
 
 Paints the test captions, or `--caption "..."`, or the lines of `--captions-file FILE`. With
-`num_samples 8 rerank clip` each caption's picture is the one of 8 that CLIP finds most fitting.
+`num_samples 8 rerank clip` it paints 8 pictures a caption and puts the one with the highest
+CLIPScore first.
 """
 
 import sys
@@ -26,13 +27,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--caption", nargs="+", metavar="TEXT", help="captions to paint")
-    parser.add_argument("--captions-file", metavar="FILE", help="one caption a line")
-    parser.add_argument("--steps", type=int, help="mask-predict steps, in place of painting.steps")
     parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="paint the captions of a protocol"
+        "--caption", nargs="+", metavar="TEXT", help="captions to paint, instead of the dataset's"
     )
-    parser.add_argument("--out", metavar="FOLDER", help="where the pictures go")
+    parser.add_argument(
+        "--captions-file", metavar="FILE", help="file of captions to paint, one a line"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="number of mask-predict steps; overrides painting.steps"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="paint the captions of an evaluation protocol (docs/evaluation.md)",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="folder for the pictures")
 
 
 if __name__ == "__main__":

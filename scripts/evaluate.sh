@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Score what scripts/infer.sh wrote.
+# Compute the metrics of the captions and pictures that scripts/infer.sh made.
 # Usage: bash scripts/evaluate.sh EXP_ID [key value ...], for example eval_fid 0 eval_rprec 1
-# CONFIG by variable; the mini world:
+# CONFIG names the configuration. For the mini world:
 #   CONFIG=configs/mini/stage1.yaml bash scripts/evaluate.sh my_stage1
 set -euo pipefail
 cd "$(dirname "$0")/.."

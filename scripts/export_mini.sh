@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quickstart's model as models/mini: what README's first commands, the demo and the notebook use.
+# Export the quickstart's model to models/mini, which the README, the demo and the notebook use.
 # Usage: bash scripts/export_mini.sh [exp_id [key value ...]]
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: the tests of tests/gpu and benchmarks/gpu.py, into a folder of results.
+# Run everything that needs a GPU: the tests in tests/gpu and benchmarks/gpu.py. Write the results into a folder.
 # Usage: [PYTHON=python3] [DEVICE=cuda] bash scripts/gpu_check.sh [FOLDER [options of benchmarks/gpu.py]]
-# It takes the Python it is given, makes no .venv and installs nothing; torch, torchvision, yacs, tokenizers, h5py,
-# tensorboard, tqdm, scipy and pytest have to be there. docs/gpu.md says how to read what it leaves.
+# It uses the Python named by PYTHON, makes no .venv and installs nothing; torch, torchvision, yacs, tokenizers, h5py,
+# tensorboard, tqdm, scipy and pytest must be installed. docs/gpu.md explains the results.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

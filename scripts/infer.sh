@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Caption and paint the test split with the newest checkpoint of a run.
 # Usage: bash scripts/infer.sh EXP_ID [key value ...]
-# NUM_GPUS, MASTER_PORT and CONFIG by variable; the mini world on two CPU processes:
+# Set NUM_GPUS, MASTER_PORT and CONFIG as environment variables. For the mini world on two CPU processes:
 #   NUM_GPUS=2 CONFIG=configs/mini/stage1.yaml bash scripts/infer.sh my_stage1
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -8,22 +8,22 @@
 #SBATCH --signal=USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Training under SLURM, one task a GPU. Five minutes before its time is over, or when it is preempted, the run
-# saves and the job goes back into the queue; so it does when a process is lost. Wrong input ends it, and so do
-# three starts in a row (MAX_IDLE) that saved no checkpoint.
+# Train under SLURM, with one task a GPU. Five minutes before the time limit, or when the job is preempted, the run
+# saves and the job is requeued. It is also requeued when a process is lost. Wrong input ends the job, and so do
+# three starts in a row (MAX_IDLE) without a new checkpoint.
 # Usage, in the checkout: sbatch [--nodes=2 ...] scripts/slurm.sh EXP_ID [key value ...]
-# CONFIG (configs/coco/stage1.yaml), PYTHON (python), MAX_RESTARTS (100) and MAX_IDLE (3) by variable.
+# Environment variables: CONFIG (configs/coco/stage1.yaml), PYTHON (python), MAX_RESTARTS (100), MAX_IDLE (3).
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2
 exp_id=${1:?usage: sbatch scripts/slurm.sh EXP_ID [key value ...]}
 shift
 if [ ! -f generations/main.py ]; then
-  echo "error: $PWD is not the checkout: run sbatch there" >&2
+  echo "error: $PWD is not the checkout: run sbatch in the checkout" >&2
   exit 2
 fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) PYTHON=${PYTHON:-python}
-# the signals are for the tasks; the script lives on to put the job back into the queue
+# the signals are for the tasks; the script continues, to requeue the job
 trap 'interrupted=1' TERM USR1
 
 # shellcheck disable=SC2016 # the variables are those of each task
@@ -35,7 +35,7 @@ step=$!
 while interrupted=; do
   wait "$step"
   status=$?
-  [ -z "$interrupted" ] && break # else it was the signal that ended the waiting
+  [ -z "$interrupted" ] && break # otherwise a signal interrupted the wait
 done
 
 # the newest checkpoint after this start, and how many starts in a row ended with it
@@ -52,10 +52,10 @@ if [ "${before:-}" = "${newest:-none}" ]; then idle=$((idle + 1)); else idle=1; 
 case $status in
   75 | 76 | 137 | 143) # stopped and saved, another process lost, killed: see docs/operations.md
     if [ "$idle" -gt "${MAX_IDLE:-3}" ]; then
-      echo "error: exit status $status, and $idle starts in a row saved no checkpoint: see what ends them" >&2
+      echo "error: exit status $status, and $idle starts in a row saved no checkpoint: fix the error in the log, then submit again" >&2
     elif [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
       mkdir -p "$folder" && echo "$idle ${newest:-none}" >"$progress"
-      echo "exit status $status: the job goes back into the queue"
+      echo "exit status $status: the job is requeued"
       scontrol requeue "$SLURM_JOB_ID"
       exit 0
     fi

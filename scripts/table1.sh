@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Table 1 of the paper: train every row in both stages, caption and paint the test split, score, and gather the
-# table into models/table1_<size>/table1.{md,html,tex}. Given again, it goes on where it was.
+# Table 1 of the paper: train every row in both stages, caption and paint the test split, compute the metrics, and
+# write the table to models/table1_<size>/table1.{md,html,tex}. The same command again continues where it stopped.
 # Usage: bash scripts/table1.sh [mini|coco] [SEED ...]     (default: mini, seeds 1 2 3)
-# mini: about an hour and a half a seed on one CPU core; the data are those of scripts/quickstart.sh.
-# coco: NUM_GPUS=8 bash scripts/table1.sh coco 1; about four times the training of the paper's model.
-# By variable: ROWS="ours dense" trains some rows alone, OPTIONS="device cpu" goes to every command (quote paths in it), FOLDER for
-# another place, METRICS=cider_d,bleu for fewer caption metrics, MASTER_PORT.
+# mini: about an hour and a half a seed on one CPU core; run scripts/quickstart.sh first, which makes the data.
+# coco: NUM_GPUS=8 bash scripts/table1.sh coco 1; takes about four times the training of the paper's model.
+# Environment variables: ROWS="ours dense" (only these rows), OPTIONS="device cpu" (for every command; quote paths in it),
+# FOLDER (where to write), METRICS=cider_d,bleu (fewer caption metrics), MASTER_PORT.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 size=${1:-mini}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Put the table and the picture that scripts/table1.sh has written into docs/table1_mini.md, between its marks.
+# Copy the table and the picture that scripts/table1.sh wrote into docs/table1_mini.md, between its markers.
 # Usage: bash scripts/table1_page.sh [FOLDER]     (default: models/table1_mini)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,6 @@ picture = """
 """
 text, found = re.subn(marks, lambda _: table.read_text() + picture, page.read_text(), flags=re.S)
 if found != 1:
-    sys.exit(f"{page} lacks its marks")
+    sys.exit(f"{page} lacks the lines <!-- table --> and <!-- end of the table -->")
 page.write_text(text)
 PY

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Stage 2, sequence-level training from a stage-1 checkpoint, as in the paper: 8 GPUs x 20 samples, 500,000
-# iterations on COCO. Given again, the same command goes on from the run's newest checkpoint.
+# iterations on COCO. The same command again continues from the run's newest checkpoint.
 # Usage: bash scripts/train_stage2.sh EXP_ID CHECKPOINT [key value ...]
-# NUM_GPUS, MASTER_PORT and CONFIG by variable; the mini world on two CPU processes:
+# Set NUM_GPUS, MASTER_PORT and CONFIG as environment variables. For the mini world on two CPU processes:
 #   NUM_GPUS=2 CONFIG=configs/mini/stage2.yaml bash scripts/train_stage2.sh my_stage2 models/my_stage1/model_0005000.pth
 set -euo pipefail
 cd "$(dirname "$0")/.."

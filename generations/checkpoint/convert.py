@@ -1,4 +1,4 @@
-"""Between our own checkpoints and the released .pth, both ways and without a changed bit."""
+"""Lossless conversion between the checkpoints of this project and the released .pth."""
 
 import logging
 from dataclasses import replace
@@ -46,13 +46,13 @@ def convert_checkpoint(source: str | Path, target: str | Path, cfg: CfgNode | No
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if source.resolve() == target.resolve():
-        raise UserError(f"source and target are both {source}: name another target")
+        raise UserError(f"source and target are the same file, {source}: choose another target")
     checkpoint = read_training_checkpoint(source)
     form = detect_format(checkpoint.weights, str(source))
     if form != "released":
         raise UserError(
-            f"{source} is of the {form} format, which fills only a part of the model and cannot be "
-            "converted: give it to training as pretrained_model"
+            f"{source} has the {form} format, which holds only a part of the model and cannot be "
+            "converted; to start training from it, set pretrained_model"
         )
     one_file = target.suffix in (*PTH_SUFFIXES, ".safetensors")
     if cfg is None and (source / CONFIG_FILE).is_file():

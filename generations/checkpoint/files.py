@@ -1,4 +1,4 @@
-"""Files of tensors, read so that nothing in them can run, and written so that none is ever half."""
+"""Files of tensors, read without running code in them and written atomically."""
 
 import pickle
 import re
@@ -55,7 +55,7 @@ def read_pth(path: str | Path) -> Any:
     path = Path(path)
     if path.suffix not in PTH_SUFFIXES:
         kinds = ", ".join((*PTH_SUFFIXES, ".safetensors"))
-        raise UserError(f"checkpoint {path}: its suffix is none of {kinds}")
+        raise UserError(f"checkpoint {path}: its suffix must be one of {kinds}")
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
@@ -90,11 +90,11 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the parser's own errors and whatever a damaged header leads to
         raise UserError(
-            f"checkpoint {path} is truncated, damaged or no safetensors file "
-            f"({_short(error)}): {AGAIN}"
+            f"checkpoint {path} is truncated, damaged or not a safetensors file ({_short(error)}): "
+            f"{AGAIN}"
         ) from None
     if checksum and checksum != checksum_of(tensors):
-        raise UserError(f"checkpoint {path} is damaged (its checksum differs): {AGAIN}")
+        raise UserError(f"checkpoint {path} is damaged (wrong checksum): {AGAIN}")
     return tensors, checksum
 
 
@@ -106,7 +106,10 @@ def _check_archive(path: Path) -> None:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             # torch compresses nothing, so what claims to unpack to more is no checkpoint
             if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(f"checkpoint {path} is a zip file, but none of PyTorch's")
+                raise UserError(
+                    f"checkpoint {path} is a zip file that PyTorch did not write; give a .pth file "
+                    "saved by torch.save"
+                )
             damaged = archive.testzip()
     except UserError:
         raise
@@ -115,36 +118,40 @@ def _check_archive(path: Path) -> None:
             f"checkpoint {path} is truncated or damaged ({_short(error)}): {AGAIN}"
         ) from None
     if damaged:
-        raise UserError(f"checkpoint {path} is damaged ({damaged} fails its checksum): {AGAIN}")
+        raise UserError(f"checkpoint {path} is damaged (wrong checksum of {damaged}): {AGAIN}")
 
 
 def _refusal(path: Path, error: Exception) -> UserError:
     found = re.search(r"(?:GLOBAL|function|class) ([\w.]+\.[\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and found:
         return UserError(
-            f"checkpoint {path} is refused: reading it would call {found[1]}, and only tensors and "
-            "plain containers are read; save it anew with torch.save(model.state_dict(), ...) from "
-            "a program you trust"
+            f"checkpoint {path} is refused, because loading it would call {found[1]}; only tensors "
+            "and plain containers are allowed. Save it again with torch.save(model.state_dict(), "
+            "...) in a program that you trust"
         )
     return UserError(
-        f"checkpoint {path} is truncated, damaged or no PyTorch file ({_short(error)}): {AGAIN}"
+        f"checkpoint {path} is truncated, damaged or not a PyTorch file ({_short(error)}): {AGAIN}"
     )
 
 
 def weights_in(payload: Any, path: Path) -> dict[str, Tensor]:
     """The weights of what `read_pth` gave: all of it, or its "model" or "state_dict" entry."""
     if not isinstance(payload, Mapping):
-        raise UserError(f"checkpoint {path} holds a {type(payload).__name__}, not named tensors")
+        raise UserError(
+            f"checkpoint {path} must hold a dictionary of tensors, but holds a "
+            f"{type(payload).__name__}"
+        )
     for entry in ("model", "state_dict"):
         if isinstance(payload.get(entry), Mapping):
             payload = payload[entry]
             break
     if not payload:
-        raise UserError(f"checkpoint {path} holds no tensors")
+        raise UserError(f"checkpoint {path} contains no tensors")
     for name, value in payload.items():
         if not isinstance(name, str) or not _is_plain(value):
             raise UserError(
-                f"checkpoint {path}: {name!r} is a {type(value).__name__}, not a named dense tensor"
+                f"checkpoint {path}: {name!r} must be a dense tensor, but is a "
+                f"{type(value).__name__}"
             )
     return dict(payload)
 
@@ -176,7 +183,7 @@ def save_pth(path: str | Path, payload: Any, finish: Callable[[Path], None] | No
     """
     path = Path(path)
     if path.suffix not in PTH_SUFFIXES:
-        raise UserError(f"checkpoint {path}: its suffix is none of {', '.join(PTH_SUFFIXES)}")
+        raise UserError(f"checkpoint {path}: its suffix must be one of {', '.join(PTH_SUFFIXES)}")
     try:
         with atomic_path(path) as temporary:
             # through Python's file, whose errors are exceptions in every case
@@ -213,8 +220,8 @@ def unwritable(path: Path, error: Exception) -> UserError:
     if isinstance(error.__context__, OSError):  # torch goes on to complain of what follows from it
         error = error.__context__
     return UserError(
-        f"checkpoint {path} cannot be written ({_short(error)}); an earlier one is as it was: make "
-        "room or choose another save_dir"
+        f"checkpoint {path} cannot be written ({_short(error)}); earlier checkpoints are not "
+        "changed. Make room or choose another save_dir"
     )
 
 
@@ -248,7 +255,7 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
 def refuse_misfit(
     source: str, what: str, missing: Sequence[str], unexpected: Sequence[str]
 ) -> None:
-    """Raise a UserError if names of a file of weights and of a network differ.
+    """Raise a UserError if the names in a file of weights and in a network differ.
 
     Args:
         source: the file.
@@ -263,4 +270,4 @@ def refuse_misfit(
         for names, kind in ((missing, "are missing"), (unexpected, "do not fit"))
         if names
     ]
-    raise UserError(f"features.weights {source} is not of {what}: of its tensors {'; '.join(told)}")
+    raise UserError(f"features.weights {source} does not fit {what}: {'; '.join(told)}")

@@ -85,8 +85,9 @@ def detect_format(keys: Collection[str], source: str = "the file") -> Format:
     if has("bottleneck_emb.", "resblocks."):
         return "generator"
     raise UserError(
-        f"{source} is of no known format; its tensors are {shown(sorted(keys))}; known are this "
-        "project's and the released checkpoints, X-LXMERT, LXMERT, BERT and the image generator"
+        f"{source} has an unknown format, with the tensors {shown(sorted(keys))}; known formats "
+        "are checkpoints of this project, the released checkpoints, X-LXMERT, LXMERT, BERT and "
+        "the image generator"
     )
 
 

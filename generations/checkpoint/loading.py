@@ -1,4 +1,4 @@
-"""Putting saved weights into a model: completely, or with an error.
+"""Load saved weights into a model, completely or with an error.
 
 Everything is checked before the first tensor is copied, so a refused file leaves the model as it
 was. What a file fills is decided by its format (see `keys`): this project's own and the released
@@ -83,7 +83,7 @@ class LoadReport:
         if self.left_over:
             parts = Counter(_part(strip_module(name)) for name in self.left_over)
             groups = ", ".join(f"{part} {count}" for part, count in parts.items())
-            lines.append(f"  left over in the file: {len(self.left_over)} ({groups})")
+            lines.append(f"  not used in the file: {len(self.left_over)} ({groups})")
         return "\n".join(lines)
 
 
@@ -139,8 +139,8 @@ def load_tensors(
     form = detect_format(tensors, source)
     if form == "generator":
         raise UserError(
-            f"{source} holds an image generator, not the transformer: give it as "
-            "pretrained_generator"
+            f"{source} holds an image generator, not a transformer: set pretrained_generator to it "
+            "instead"
         )
     filling, report = _match(model.state_dict(), tensors, source, form)
     if form == "released":
@@ -167,7 +167,10 @@ def load_generator_weights(generator: nn.Module, path: str | Path) -> LoadReport
     tensors = read_tensors(path)
     form = detect_format(tensors, str(path))
     if form != "generator":
-        raise UserError(f"{path} holds a transformer ({form} format), not an image generator")
+        raise UserError(
+            f"{path} holds a transformer ({form} format), not an image generator; give the file "
+            "that `prepare.py generator` wrote, or G_60.pth"
+        )
     filling, report = _match(generator.state_dict(), tensors, str(path), form)
     _check_complete(report)
     _fill(generator, filling)
@@ -193,8 +196,8 @@ def find_weights(source: str | Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise UserError(
-        f"folder {path} holds neither {' nor '.join(WEIGHT_FILES)}: name one of its files, or a "
-        "folder that save_pretrained wrote"
+        f"folder {path} contains neither {' nor '.join(WEIGHT_FILES)}: give a file, or a folder "
+        "that save_pretrained wrote"
     )
 
 
@@ -222,11 +225,11 @@ def hub_file(source: str, names: Sequence[str]) -> Path:
                 continue
     except Exception as error:  # the network can fail in any way, and the answer is the same
         raise UserError(
-            f"{source} cannot be fetched ({(str(error) or 'no answer').splitlines()[0][:120]}): "
+            f"{source} cannot be downloaded ({(str(error) or 'no answer').splitlines()[0][:120]}): "
             f"check the id and the network, or copy the repository's config.json and {names[0]} "
             f"into a folder and give that folder's path in place of {source}"
         ) from error
-    raise UserError(f"{source} holds neither {' nor '.join(names)}")
+    raise UserError(f"{source} contains neither {' nor '.join(names)}")
 
 
 # --- matching and checking -----------------------------------------------------------------------
@@ -287,8 +290,8 @@ def _check_shapes(
         hint = f"set {flags}" if flags else "set the sizes it was trained with"
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
-            f"{source} is of another model: {'; '.join(wrong[:5])}{more}: {hint}, or take another "
-            "file"
+            f"{source} belongs to another model: {'; '.join(wrong[:5])}{more}: {hint}, or give "
+            "another file"
         )
 
 
@@ -297,11 +300,11 @@ def _check_complete(report: LoadReport) -> None:
     if report.missing:
         problems.append(f"{len(report.missing)} missing ({shown(report.missing)})")
     if report.left_over:
-        problems.append(f"{len(report.left_over)} left over ({shown(report.left_over)})")
+        problems.append(f"{len(report.left_over)} not used ({shown(report.left_over)})")
     if problems:
         raise UserError(
-            f"{report.source} does not fill this model exactly: {' and '.join(problems)}: set the "
-            "sizes and layers it was trained with, or take another file"
+            f"{report.source} does not match this model: {' and '.join(problems)}. Set the sizes "
+            "and layers that it was trained with, or give another file"
         )
 
 
@@ -311,9 +314,9 @@ def _check_enough(model: nn.Module, report: LoadReport, minimum: float) -> None:
     needed = minimum * len(wanted)
     if len(wanted) - len(absent) < needed:
         raise UserError(
-            f"{report.source} fills {len(wanted) - len(absent)} of the {len(wanted)} tensors that "
-            f"a file of the {report.form} format should (at least {needed:.0f} are asked for); "
-            f"missing are {shown(absent)}; left over are {shown(report.left_over) or 'none'}"
+            f"{report.source} has {len(wanted) - len(absent)} of the {len(wanted)} tensors that a "
+            f"file of the {report.form} format should have (at least {needed:.0f} are needed). "
+            f"Missing: {shown(absent)}. Not used: {shown(report.left_over) or 'none'}"
         )
 
 

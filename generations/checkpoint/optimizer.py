@@ -1,4 +1,4 @@
-"""Optimiser states by parameter name, so that they survive another order of the parameters."""
+"""Optimiser states by parameter name, which do not depend on the order of the parameters."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -30,8 +30,8 @@ def optimizer_state_by_name(state: Mapping[str, Any], names: Iterable[str]) -> d
     indices = list(chain.from_iterable(group["params"] for group in state["param_groups"]))
     if len(indices) != len(names) or len(set(indices)) != len(indices):
         raise UserError(
-            f"the optimiser state is of {len(set(indices))} parameters, the model has "
-            f"{len(names)}; set load_model_only 1 to take the weights alone"
+            f"the optimiser state has {len(set(indices))} parameters, but the model has "
+            f"{len(names)}; set load_model_only 1 to load only the weights"
         )
     name_of = dict(zip(indices, names, strict=True))
     groups = [
@@ -62,8 +62,8 @@ def optimizer_state_by_index(state: Mapping[str, Any], names: Iterable[str]) -> 
     strangers = [*(index_of.keys() - known), *(state["state"].keys() - index_of.keys())]
     if strangers:
         raise UserError(
-            f"the optimiser state is of other parameters; without a partner are "
-            f"{shown(sorted(strangers))}; set load_model_only 1 to take the weights alone"
+            "the optimiser state and the model have different parameters: "
+            f"{shown(sorted(strangers))}; set load_model_only 1 to load only the weights"
         )
     groups = [
         {**group, "params": sorted(index_of[name] for name in group["params"] if name in index_of)}
@@ -100,9 +100,9 @@ def load_optimizer_state(
                     and value.shape != parameters[name].shape
                 ):
                     raise UserError(
-                        f"{key} of {name} is {tuple(value.shape)}, the parameter is "
-                        f"{tuple(parameters[name].shape)}; set load_model_only 1 to take the "
-                        "weights alone"
+                        f"the optimiser's {key} of {name} has the shape {tuple(value.shape)}, but "
+                        f"the parameter has {tuple(parameters[name].shape)}; set load_model_only 1 "
+                        "to load only the weights"
                     )
         name_of = {id(parameter): name for name, parameter in parameters.items()}
         own = [group["params"] for group in optimizer.param_groups]

@@ -85,8 +85,8 @@ def read_config(source: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     values = read_json(path.expanduser(), "model configuration")
     if not isinstance(values, dict) or values.get("model_type") != "generations":
         raise UserError(
-            f"{path} is not a configuration that save_pretrained wrote; LXMERT and BERT folders "
-            "are starts for training: give them as pretrained_model"
+            f"{path} was not written by save_pretrained; to start training from an LXMERT or BERT "
+            "folder, set pretrained_model"
         )
     try:
         return load_config(overrides=[*_pairs(values), *overrides])
@@ -100,7 +100,7 @@ def full_size_config() -> CfgNode:
 
 
 def check_fits(cfg: CfgNode, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Hold names and shapes against the model of a configuration, without building its tensors.
+    """Check names and shapes against the model of a configuration, without allocating its tensors.
 
     Returns:
         the model's names, in its order.
@@ -114,9 +114,10 @@ def check_fits(cfg: CfgNode, weights: Mapping[str, Tensor], source: str) -> list
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{source} is not of the configured model: {len(wrong)} names differ, the first is "
-            f"{name}: {_shape(weights, name) or 'absent'} in the file, "
-            f"{_shape(state, name) or 'absent'} in the model; give its configuration"
+            f"{source} does not match the configured model: {len(wrong)} tensors differ, first "
+            f"{name} ({_shape(weights, name) or 'absent'} in the file, "
+            f"{_shape(state, name) or 'absent'} in the model); give the configuration that it was "
+            "trained with"
         )
     return list(state)
 

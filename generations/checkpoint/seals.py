@@ -1,4 +1,4 @@
-"""Seals: what a checkpoint must be, in a small file beside it.
+"""Seals: small files with the size and SHA-256 of a checkpoint, which show if it is damaged.
 
 `model_0000200.pth.json` holds size and SHA-256 of each file of `model_0000200.pth`, and the score
 of its test, if there was one. It is written before the checkpoint gets its name, so a checkpoint
@@ -39,7 +39,7 @@ def write_seal(path: Path, written: Path) -> None:
 
 
 def note_score(path: Path, score: float) -> None:
-    """Put the score of a checkpoint's test into its seal."""
+    """Write the test score of a checkpoint into its seal."""
     if seal_path(path).exists():
         write_json(seal_path(path), {**_read(path), "score": score})
 
@@ -54,7 +54,7 @@ def score_of(path: Path) -> float | None:
 
 
 def check_whole(path: Path) -> None:
-    """Hold a checkpoint against its seal, or against its own checksums if it has none.
+    """Check a checkpoint against its seal, or against its own checksums if it has no seal.
 
     Raises:
         UserError: it is torn or damaged.
@@ -68,9 +68,9 @@ def check_whole(path: Path) -> None:
         try:
             size = file.stat().st_size
             if size != facts["bytes"]:
-                raise UserError(f"{file} has {size} bytes and was written with {facts['bytes']}")
+                raise UserError(f"{file} has {size} bytes, but {facts['bytes']} were written")
             if _sha256(file) != facts["sha256"]:
-                raise UserError(f"{file} differs from what was written (SHA-256)")
+                raise UserError(f"{file} changed after it was written (its SHA-256 differs)")
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror})") from None
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
             for facts in files.values()
         ):
             return seal
-    raise UserError(f"{seal_path(path)} is no seal of a checkpoint: delete it")
+    raise UserError(f"{seal_path(path)} is not a valid seal file of a checkpoint: delete it")
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: weights, and what it takes to go on from there.
+"""Checkpoints of a training run: weights, and everything that is needed to resume.
 
 Stored in one of two layouts:
     model_0000002.pth    the released one: {"model", "optimizer", "scheduler", "iteration", ...}
@@ -111,7 +111,7 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
             good = value is None or isinstance(value, dict)
             good = good and (name != "optimizer" or value is None or _is_optimizer_state(value))
         if not good:
-            raise UserError(f"{path}: its `{name}` is not what a training run saves: {AGAIN}")
+            raise UserError(f"{path}: its entry `{name}` was not saved by a training run: {AGAIN}")
 
 
 def _is_optimizer_state(value: Mapping[str, Any]) -> bool:
@@ -130,8 +130,8 @@ def _state_in(folder: Path, checksum: str) -> dict[str, Any]:
     state = read_pth(path)
     if not isinstance(state, dict) or state.pop("weights_crc32", None) != checksum:
         raise UserError(
-            f"{path} was not saved with the {WEIGHTS_FILE} beside it: delete the state to start "
-            "from the weights alone, or take an earlier checkpoint"
+            f"{path} does not belong to the {WEIGHTS_FILE} beside it: delete {path} to start from "
+            "the weights only, or use an earlier checkpoint"
         )
     return state
 
@@ -139,7 +139,7 @@ def _state_in(folder: Path, checksum: str) -> dict[str, Any]:
 def write_training_checkpoint(
     path: str | Path, payload: Mapping[str, Any], seal: bool = False
 ) -> None:
-    """Write a training checkpoint; it appears under its name only once it is whole.
+    """Write a training checkpoint; it gets its name only when it is complete.
 
     Args:
         path: a .pth file, or a folder (any other name) for weights and state apart.
@@ -186,9 +186,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     ours = {WEIGHTS_FILE, STATE_FILE, "config.json"}
     if path.exists() and not (path.is_dir() and {file.name for file in path.iterdir()} <= ours):
-        raise UserError(
-            f"{path} exists and holds other things: name a new folder for the checkpoint"
-        )
+        raise UserError(f"{path} exists and is not a checkpoint: choose a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))

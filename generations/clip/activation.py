@@ -1,6 +1,6 @@
-"""Which activation a file of CLIP weights wants: OpenAI's models are made with quick GELU.
+"""Find the activation of a file of CLIP weights: OpenAI's models use quick GELU.
 
-With GELU in its place the same weights load without a word and give other, worse scores.
+With GELU instead, the same weights load without an error and give worse scores.
 """
 
 import json
@@ -23,10 +23,10 @@ _CONFIG = "open_clip_config.json"  # beside the weights, as on the Hugging Face 
 
 
 def wants_quick_gelu(path: Path) -> tuple[bool | None, str]:
-    """Whether a file's weights want quick GELU, and how that is known.
+    """Whether a file's weights need quick GELU, and the reason.
 
-    Told by its tensors (OpenAI's keys, or its mixture of float16 products with float32 norms), the
-    config beside it, or the names of file and hub folder.
+    The evidence is, in this order: its tensors (OpenAI's keys, or float16 products with float32
+    norms), the config beside it, and the names of the file and of its hub folder.
 
     Returns:
         True, False or, if nothing says it, None; and the reason.
@@ -43,12 +43,12 @@ def wants_quick_gelu(path: Path) -> tuple[bool | None, str]:
     names = " ".join(parts).lower()
     for words, quick in ((_QUICK, True), (_PLAIN, False)):
         if found := next((word for word in words if word in names), ""):
-            return quick, f"its name says {found}"
+            return quick, f"its name contains {found}"
     return None, ""
 
 
 def load_state(network: nn.Module, path: Path) -> None:
-    """Load a file of tensors; OpenAI's keys that are no weights are passed over.
+    """Load a file of tensors, without those keys of OpenAI's files that are not weights.
 
     Raises:
         Exception: of many kinds, if the file does not fit.

@@ -1,4 +1,4 @@
-"""An image half that sees with a network trained on ImageNet, of which a head alone is trained.
+"""A CLIP image encoder: a frozen network trained on ImageNet, and a head that is trained.
 
 Shape legend: B batch, C channels of all chosen maps, W width of the head, E embedding size, S image
 side, c cells a side.
@@ -55,7 +55,7 @@ class BackboneTower(nn.Module):
         network = LiteNetwork()
         known = len(network.blocks)
         if not blocks or not all(0 <= number < known for number in blocks):
-            raise UserError(f"clip.blocks {list(blocks)}: give some of 0 to {known - 1}")
+            raise UserError(f"clip.blocks {list(blocks)}: choose blocks from 0 to {known - 1}")
         self.image_size = image_size
         self._blocks = tuple(blocks)
         load_lite(network, package_weights())
@@ -124,7 +124,7 @@ def build_network(model_cfg: dict[str, Any], dropout: float = 0.0) -> Any:
         return open_clip.CLIP(**model_cfg)
     name = vision.pop("backbone")
     if name != BACKBONE:
-        raise UserError(f"clip.backbone {name!r} is not {BACKBONE}, the one there is")
+        raise UserError(f"clip.backbone must be {BACKBONE} or '', not {name!r}")
     network = open_clip.CLIP(**{**model_cfg, "vision_cfg": _STAND_IN})
     network.visual = BackboneTower(model_cfg["embed_dim"], dropout=dropout, **vision)
     return network

@@ -33,7 +33,7 @@ constants = library("open_clip.constants", "open_clip_torch")
 
 logger = logging.getLogger(__name__)
 
-OFF = "or do without CLIP: use_clip_score 0 (mse_loss 1 in its place) eval_clipscore 0"
+OFF = "or turn CLIP off: use_clip_score 0 mse_loss 1 eval_clipscore 0"
 
 # what open_clip and PyTorch raise for configs and files that do not fit: they check little
 MISFITS = (
@@ -94,13 +94,13 @@ def _choose_activation(parts: dict[str, Any], model: str, path: Path) -> None:
     """Set the activation of a local file's model, by what the file is known to be."""
     known, why = wants_quick_gelu(path)
     if known and not parts.get("quick_gelu"):
-        logger.warning("clip.weights %s: with quick GELU, because %s", path, why)
+        logger.warning("clip.weights %s: using quick GELU, because %s", path, why)
         parts["quick_gelu"] = True
     elif known is None and f"{model}-quickgelu" in open_clip.list_models():
         raise UserError(
-            f"clip.weights {path}: it does not say which activation it wants, and with the wrong "
-            "one its scores are wrong: set clip.quick_gelu 1 (weights of OpenAI, MetaCLIP, DFN) "
-            "or 0 (LAION, DataComp and others), or let the file's name say whose it is"
+            f"clip.weights {path}: the activation of this model is unknown, and a wrong one gives "
+            "wrong scores. Set clip.quick_gelu 1 (weights of OpenAI, MetaCLIP, DFN) or 0 (LAION, "
+            "DataComp and others), or name the origin in the file name"
         )
 
 
@@ -131,7 +131,7 @@ def _named_config(model: str) -> dict[str, Any]:
         close = difflib.get_close_matches(model, names, 3)
         hint = f"did you mean {', '.join(close)}?" if close else "see open_clip.list_models()"
         raise UserError(
-            f"clip.model: {model!r} is neither a .json file nor an open_clip name; {hint}"
+            f"clip.model: {model!r} is neither a .json file nor a model of open_clip; {hint}"
         )
     return cast(dict[str, Any], open_clip.get_model_config(model))
 
@@ -144,7 +144,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in (parts or ())]
     if not isinstance(parts, dict) or missing:
         raise UserError(
-            f"clip.model: {path} is no open_clip model config: {', '.join(missing)} missing"
+            f"clip.model: {path} is not an open_clip model config: {', '.join(missing)} missing"
         )
     if not isinstance(config.get("preprocess_cfg", {}), dict):
         raise UserError(f"clip.model: {path}: preprocess_cfg must be an object")
@@ -157,7 +157,7 @@ def _local_file(model: str, weights: str) -> Path:
         return path
     if model.endswith(".json"):
         raise UserError(
-            f"clip.weights: {weights!r} is no file; give the checkpoint that belongs to {model}, "
+            f"clip.weights: {weights!r} is not a file; give the weights that belong to {model}, "
             f"{OFF}"
         )
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -182,7 +182,7 @@ def _download(model: str, weights: str, tag: dict[str, Any]) -> Path:
         fitting = quick if tag.get("quick_gelu") and quick in open_clip.list_models() else model
         raise UserError(
             f"clip.weights: {weights!r} of {model} is not in the cache and cannot be downloaded; "
-            f"get {' or '.join(places)} and give clip.model {fitting} clip.weights "
+            f"get {' or '.join(places)} and set clip.model {fitting} clip.weights "
             f"/path/to/the/file, {OFF} ({_short(error)})"
         ) from None
 
@@ -210,7 +210,8 @@ def _tokenizer(model: str, config: dict[str, Any]) -> Callable[[list[str]], Tens
     length = text.get("context_length", 77)
     if text.get("hf_tokenizer_name"):
         raise ValueError(
-            "its text_cfg wants a Hugging Face tokenizer; give open_clip's name instead"
+            "its text_cfg needs a Hugging Face tokenizer; give the name of the model in open_clip "
+            "instead"
         )
     if "token_ids" in config:
         tokenizer = SmallTokenizer(config["token_ids"], length)
@@ -261,7 +262,7 @@ def _check_trusted(path: Path) -> None:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     if checksum not in _openai_checksums():
         raise UserError(
-            f"clip.weights {path} is a TorchScript archive, which can run code, and none that "
+            f"clip.weights {path} is a TorchScript archive, which can run code, and not one that "
             "OpenAI published (or it is damaged); save its state_dict() as .safetensors and give "
             "that file"
         )

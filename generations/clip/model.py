@@ -42,7 +42,7 @@ class SmallTokenizer:
 
     def __init__(self, token_ids: Sequence[int], context_length: int):
         if sorted(set(token_ids)) != list(token_ids):
-            raise ValueError("token_ids must ascend")
+            raise ValueError("token_ids must be in ascending order")
         self._tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
         # Kept tokens stay in order, so that the end token still has the highest id: CLIP finds the
         # end of a caption by it.
@@ -100,7 +100,7 @@ class ClipModel(nn.Module):
         square = self.size[0] == self.size[1]
         if not self._squash and not (wanted["resize_mode"] == "shortest" and square):
             raise ValueError(
-                f"resize_mode {wanted['resize_mode']!r} to {self.size} is unknown here"
+                f"resize_mode {wanted['resize_mode']!r} to {self.size} is not supported"
             )
         self._interpolation = transforms.InterpolationMode(wanted["interpolation"])
         for name in ("mean", "std"):
@@ -133,8 +133,8 @@ class ClipModel(nn.Module):
         cropped = int((tokens[:, -1] != PAD).sum())  # they fill it to the last place
         if cropped and not self.cropped_texts:
             logger.warning(
-                "CLIP reads %d tokens of a text; %d of these %d texts fill them, and what they say "
-                "beyond is cropped (told once)",
+                "CLIP reads at most %d tokens; %d of these %d texts fill them and may be cropped "
+                "(logged once)",
                 *(tokens.shape[1], cropped, len(tokens)),
             )
         self.cropped_texts += cropped

@@ -1,4 +1,4 @@
-"""Trains a small CLIP: for the mini world from nothing, for photographs with a trained backbone.
+"""Training of a small CLIP: from random weights for the mini world, on a backbone for photographs.
 
 Shape legend: M images, B batch, E embedding size, S image side, T context length; C channels and c
 cells a side of what a backbone sees.
@@ -138,7 +138,7 @@ def train_clip(
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
-    """Each image is to find its caption among the batch's, and each caption its image.
+    """Contrastive loss in both directions: each image against all captions, and the reverse.
 
     Args:
         logits: (B, B) similarities of images (rows) and captions, scaled.
@@ -157,17 +157,18 @@ def _check(
         raise ValueError(f"images must be (M, S, S, 3) uint8, not {images.shape} {images.dtype}")
     if images.shape[1] != images.shape[2] or images.shape[1] % IMAGE_STEP:
         raise UserError(
-            f"CLIP: images of {images.shape[2]} x {images.shape[1]} pixels; resize them to a "
-            f"square whose side is a multiple of {IMAGE_STEP}"
+            f"CLIP: images have {images.shape[2]} x {images.shape[1]} pixels; resize them to "
+            f"squares with a side that is a multiple of {IMAGE_STEP}"
         )
     if len(images) != len(captions):
-        raise UserError(f"CLIP: {len(images)} images, but captions of {len(captions)}")
+        raise UserError(f"CLIP: there are {len(images)} images, but captions for {len(captions)}")
     for index, own in enumerate(captions):
         if not own:
-            raise UserError(f"CLIP: image {index} (from 0) has no caption; leave it out")
+            raise UserError(f"CLIP: image {index} (counted from 0) has no caption; leave it out")
     if not 2 <= settings.batch_size <= len(images):
         raise UserError(
-            f"clip.batch_size {settings.batch_size}: give 2 to {len(images)}, the number of images"
+            f"clip.batch_size must be from 2 to the number of images, {len(images)}, not "
+            f"{settings.batch_size}"
         )
 
 

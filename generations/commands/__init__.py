@@ -1,1 +1,1 @@
-"""What a command does once its line is read; entries import one of these, and only then."""
+"""The code of the commands. An entry point imports one of these after parsing its command line."""

@@ -1,4 +1,4 @@
-"""The page to play with: what demo.py serves."""
+"""The demo page: what demo.py serves."""
 
 import logging
 import os
@@ -81,7 +81,7 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
             launch(page, arguments.host, arguments.port, arguments.share)
         except OSError as error:
             raise UserError(
-                f"the demo cannot be served at {arguments.host}:{arguments.port}: {error}; try "
+                f"the demo cannot start at {arguments.host}:{arguments.port}: {error}; choose "
                 "another --port"
             ) from None
 

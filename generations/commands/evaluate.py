@@ -1,4 +1,4 @@
-"""Scores of finished samples: what evaluate.py runs."""
+"""Metrics of captions and pictures: what evaluate.py runs."""
 
 import logging
 import re
@@ -50,7 +50,7 @@ Evaluator = Callable[[CfgNode, Namespace, runtime.Runtime], Result | None]
 
 
 def run(arguments: Namespace, cfg: CfgNode) -> None:
-    """Score, write."""
+    """Compute the metrics and write them."""
     precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
     with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
@@ -167,7 +167,7 @@ def _diversity(cfg: CfgNode, hypotheses: dict[int, str]) -> dict[str, float]:
 def evaluate_painted_pictures(
     cfg: CfgNode, arguments: Namespace, here: runtime.Runtime
 ) -> Result | None:
-    """Score pictures by what the flags eval_* ask for.
+    """Score pictures by the metrics that the eval_* flags select.
 
     Raises:
         UserError: see `evaluate_pictures`.
@@ -175,13 +175,15 @@ def evaluate_painted_pictures(
     if not any(cfg[flag] for flag in FLAGS):
         if cfg.evaluate_images_dir:
             raise UserError(
-                f"nothing is asked of evaluate_images_dir {cfg.evaluate_images_dir}: set one of "
-                f"{', '.join(FLAGS)} to 1"
+                f"no metric is selected for evaluate_images_dir {cfg.evaluate_images_dir}: set one "
+                f"of {', '.join(FLAGS)} to 1"
             )
         return None
     folder = _painted_folder(cfg)
     if folder is None:
-        logger.info("no painted pictures to score (python generations/sample_images.py ...)")
+        logger.info(
+            "no painted pictures to score; paint some with python generations/sample_images.py"
+        )
         return None
     found = evaluate_pictures(cfg, folder, here, arguments.protocol)
     iteration = re.search(r"_(\d+)$", folder.name)
@@ -232,7 +234,7 @@ def read_results(path: Path) -> dict[int, str]:
     entries = read_json(path, "captions to score")
     if not isinstance(entries, list) or not entries:
         raise UserError(
-            f'captions to score: {path} must be a list of {{"image_id": 1, "caption": "..."}}'
+            f"captions to score: {path} must be a list of {{'image_id': 1, 'caption': '...'}}"
         )
     captions: dict[int, str] = {}
     for place, entry in enumerate(entries, 1):
@@ -241,8 +243,8 @@ def read_results(path: Path) -> dict[int, str]:
         )
         if type(image_id) is not int or not isinstance(caption, str):
             raise UserError(
-                f"captions to score: {path}: entry {place} needs a whole-number image_id and a "
-                f"caption of text, not {str(entry)[:80]}"
+                f"captions to score: {path}: entry {place} must have an integer image_id and a "
+                f"caption string, not {str(entry)[:80]}"
             )
         if image_id in captions:
             raise UserError(f"captions to score: {path} has two captions for image {image_id}")
@@ -259,7 +261,9 @@ def _captions_path(cfg: CfgNode, given: str | None) -> Path | None:
     folder = run_folder(cfg)
     path = newest_captions(folder)
     if path is None:
-        logger.info("no captions to score in %s (python generations/inference.py ...)", folder)
+        logger.info(
+            "no captions to score in %s; write some with python generations/inference.py", folder
+        )
     return path
 
 
@@ -271,18 +275,20 @@ def _check_images(
     missing = [image_id for image_id in references if image_id not in hypotheses]
     if extra:
         raise UserError(
-            f"{path}: {len(extra)} of {len(hypotheses)} captions are of images that are not in the "
-            f"test split of {cfg.dataset_coco} (image ids {_examples(extra)}); leave them out or "
-            "give the right dataset_coco"
+            f"{path}: {len(extra)} of {len(hypotheses)} captions belong to images outside the test "
+            f"split of {cfg.dataset_coco} (image ids {_examples(extra)}); remove them, or set the "
+            "right dataset_coco"
         )
     if missing and cfg.test_num < 0:
         raise UserError(
             f"{path}: {len(missing)} of {len(references)} test images have no caption (image ids "
-            f"{_examples(missing)}); caption them all, or score what is there with test_num "
+            f"{_examples(missing)}); caption all of them, or score the existing ones with test_num "
             f"{len(hypotheses)}"
         )
     if missing:
-        logger.info("%s captions %d of %d images", path.name, len(hypotheses), len(references))
+        logger.info(
+            "%s has captions for %d of %d images", path.name, len(hypotheses), len(references)
+        )
 
 
 def _examples(ids: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ def run(arguments: Namespace, cfg: CfgNode) -> None:
 
 
 def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
-    """Paint what was asked for; returns the manifest's path."""
+    """Paint the requested captions; returns the path of the manifest."""
     steps = cfg.painting.steps if arguments.steps is None else arguments.steps
     if steps < 1:
         raise UserError(f"--steps must be at least 1, not {steps}")
@@ -52,7 +52,7 @@ def sample(cfg: CfgNode, here: runtime.Runtime, arguments: Namespace) -> Path:
     lengths = tokenizer.lengths(request.caption for request in found)
     if cropped := sum(length > cfg.text_length + 1 for length in lengths):
         logger.warning(
-            "%d of %d captions are longer than text_length %d: their ends are not painted",
+            "%d of %d captions are longer than text_length %d: the rest of their words is ignored",
             *(cropped, len(found), cfg.text_length),
         )
     manifest = paint_captions(

@@ -37,30 +37,36 @@ SHARED = ("features", "generator")  # steps that several processes may do togeth
 
 
 def run(arguments: Namespace, cfg: CfgNode) -> None:
-    """Do one step, or all."""
+    """Do the steps that were asked for, in their order."""
+    steps: list[str] = arguments.steps
     precision = runtime.Precision(half=False, tf32=bool(cfg.tf32))
     with runtime.start(cfg.device, bool(cfg.distributed), precision) as here:
         cli.quiet_unless(here.is_main)
-        if here.world_size > 1 and arguments.step not in SHARED:
+        alone = [step for step in steps if step not in SHARED]
+        if here.world_size > 1 and alone:
             raise UserError(
-                f"the step {arguments.step} runs in one process: start it with python, not "
-                f"torchrun; {' and '.join(SHARED)} may run in several"
+                f"the step {alone[0]} runs in one process only: start it with python, not torchrun "
+                f"(only {' and '.join(SHARED)} can use several processes)"
             )
-        if arguments.check and arguments.step != "captions":
-            raise UserError("--check belongs to the step captions: prepare.py captions --check ...")
-        if here.is_main and not arguments.check:
-            remove_abandoned(cfg.data_dir)
+        if arguments.check and steps != ["captions"]:
+            raise UserError(
+                "--check works only with the step captions: prepare.py captions --check ..."
+            )
         if arguments.check:
             check_captions(cfg)
-        elif arguments.step == "mini-world":
-            draw_mini_world(cfg, arguments.sizes)
-        elif arguments.step == "all":
-            check_sources(cfg)
-            for name, step in STEPS.items():
-                if name not in OPTIONAL or OPTIONAL[name](cfg):
-                    step(cfg, here)
-        else:
-            STEPS[arguments.step](cfg, here)
+            return
+        if here.is_main:
+            remove_abandoned(cfg.data_dir)
+        for step in steps:
+            if step == "mini-world":
+                draw_mini_world(cfg, arguments.sizes)
+            elif step == "all":
+                check_sources(cfg)
+                for name, prepare in STEPS.items():
+                    if name not in OPTIONAL or OPTIONAL[name](cfg):
+                        prepare(cfg, here)
+            else:
+                STEPS[step](cfg, here)
 
 
 def draw_mini_world(cfg: CfgNode, sizes: Sequence[int]) -> None:

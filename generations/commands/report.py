@@ -131,7 +131,8 @@ def _figures_before(cfg: CfgNode, exp_id: str | None) -> dict[str, dict[str, flo
     figures = read_figures(Path(cfg.save_dir) / Path(exp_id).name)
     if not figures:
         raise UserError(
-            f"--stage1 {exp_id}: no metrics in {cfg.save_dir}/{exp_id}; run evaluate.py on it first"
+            f"--stage1 {exp_id}: there are no metrics in {cfg.save_dir}/{exp_id}; run evaluate.py "
+            "on that run first"
         )
     return figures
 

@@ -61,7 +61,7 @@ def run(cfg: CfgNode) -> None:
 
 
 def train_run(cfg: CfgNode, here: runtime.Runtime, watch: runtime.Watch) -> None:
-    """Train as the configuration says, from where it says."""
+    """Train with a configuration, from the starting point that it names."""
     folder = assembly.run_folder(cfg)
     checkpoints = Checkpoints(folder, here, cfg.checkpoint_format, cfg.keep_last, cfg.keep_best)
     dataset = _dataset(cfg)
@@ -126,8 +126,8 @@ def _speed(cfg: CfgNode, model: UnifiedTransformer, here: runtime.Runtime) -> Sp
     half = here.device.type == "cuda" and here.autocast_dtype is not None
     peak = peak_tflops(name) if half else None
     if half:
-        told = f"is {peak:g} TFLOP/s" if peak else "is not known here, so no share of it is told"
-        logger.info("the peak of %s %s", name, told)
+        told = f"is {peak:g} TFLOP/s" if peak else "is unknown, so the log has no share of the peak"
+        logger.info("the peak performance of %s %s", name, told)
     operations = stage1_operations(
         model.size, cfg.text_length, model.causal, cfg.captions_per_image
     )
@@ -143,8 +143,8 @@ def _check_agreement(cfg: CfgNode, here: runtime.Runtime) -> None:
         for key in values.keys() & other.keys() - {"clip"}:
             if other[key] != all_values[0][key]:
                 raise UserError(
-                    f"{key} is {all_values[0][key]} for process 0 and {other[key]} for process "
-                    f"{rank}: give all machines the same command"
+                    f"{key} is {all_values[0][key]} in process 0 but {other[key]} in process "
+                    f"{rank}: run the same command on all machines"
                 )
 
 
@@ -171,8 +171,8 @@ def _samples_per_process(cfg: CfgNode, here: runtime.Runtime) -> int:
         return cfg.samples_per_gpu
     if cfg.global_batch % here.world_size:
         raise UserError(
-            f"global_batch {cfg.global_batch} cannot be divided among {here.world_size} processes; "
-            "choose a multiple, or another number of processes"
+            f"global_batch {cfg.global_batch} is not a multiple of the number of processes, "
+            f"{here.world_size}; change one of them"
         )
     return cfg.global_batch // here.world_size
 
@@ -205,8 +205,8 @@ def _read(loader: DataLoader) -> Iterator[Batch]:
         yield from loader
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         raise ProcessLostError(
-            f"lost a data-loading process ({error}); started again, the run goes on from its "
-            "newest checkpoint"
+            f"lost a data-loading process ({error}); give the same command again to continue from "
+            "the newest checkpoint"
         ) from error
 
 
@@ -250,7 +250,7 @@ def _state(
     if cfg.ema:
         state.average = AveragedWeights(model, cfg.ema)
     if saved is None:
-        logger.info("starting from %s", start.path or "random weights")
+        logger.info("initial weights: %s", start.path or "random weights")
         if start.kind == "random":
             _warn_of_plateau(cfg)
         return model, state, step
@@ -261,16 +261,16 @@ def _state(
         state.samples = state.iteration * _samples_per_process(cfg, here) * here.world_size
     if cfg.restart_iteration:
         state.iteration, state.samples, state.best, state.tested = 0, 0, None, 0
-    logger.info("resuming %s at iteration %d", start.path, state.iteration)
+    logger.info("resuming from %s at iteration %d", start.path, state.iteration)
     return model, state, step
 
 
 def _warn_of_plateau(cfg: CfgNode) -> None:
     if "xe_t2i" in cfg.iteration_tasks and not cfg.init.mask_feat_std:
         logger.warning(
-            "random weights with init.mask_feat_std 0: the gradients of xe_t2i begin a "
-            "thousandfold too large, and training stays on a plateau (docs/LOG.md); set "
-            "init.mask_feat_std 0.5, or start from pretrained_model"
+            "training starts from random weights with init.mask_feat_std 0, which makes the first "
+            "gradients of xe_t2i a thousand times too large (docs/LOG.md); set init.mask_feat_std "
+            "0.5 or pretrained_model"
         )
 
 

@@ -98,7 +98,7 @@ def checkout_root() -> Path:
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     path = path.expanduser().resolve()
     if path in seen:
-        raise UserError(f"config {path}: its _BASE_ chain leads back to itself")
+        raise UserError(f"config {path}: _BASE_ includes the file itself; remove the cycle")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError:
@@ -111,12 +111,12 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, Mapp
         ) from None
     if not isinstance(values, dict):
         raise UserError(
-            f"config {path} must hold `key: value` lines, not a {type(values).__name__}"
+            f"config {path} must contain `key: value` lines, not a {type(values).__name__}"
         )
     base = values.pop("_BASE_", None)
     if base is not None:
         if not isinstance(base, str) or "\0" in base:
-            raise UserError(f"config {path}: _BASE_ takes the name of a file, not {base!r:.60}")
+            raise UserError(f"config {path}: _BASE_ must be the name of a file, not {base!r:.60}")
         yield from _read_chain(path.parent / base, (*seen, path))
     yield path, values
 
@@ -126,14 +126,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not supported; repeat the value")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise yaml.YAMLError(f"{sorted(twice)[0]} stands there twice; leave one of them")
+            raise yaml.YAMLError(f"the key {sorted(twice)[0]} appears twice; remove one")
         return super().construct_mapping(node, deep)
 
 
@@ -148,8 +148,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     if len(overrides) % 2:
         raise UserError(
-            f"overrides come as `key value` pairs, but {overrides[-1]!r} at the end has no "
-            "partner; lists are written without spaces: iteration_tasks xe_i2t,xe_t2i"
+            f"overrides must be `key value` pairs, but the last one, {overrides[-1]!r}, has no "
+            "value; write lists without spaces: iteration_tasks xe_i2t,xe_t2i"
         )
     return zip(overrides[::2], overrides[1::2], strict=True)
 
@@ -204,7 +204,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     except (ValueError, TypeError, OverflowError):
         names = {int: "a whole number", float: "a number", str: "text", list: "a list"}
         raise UserError(
-            f"{source}: {key} takes {names[kind]} such as {default!r}, not {value!r:.80}"
+            f"{source}: {key} must be {names[kind]} such as {default!r}, not {value!r:.80}"
         ) from None
 
 

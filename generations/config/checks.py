@@ -1,4 +1,4 @@
-"""What the values of a configuration may be; `load_config` asks."""
+"""Checks of the values of a configuration, for `load_config`."""
 
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ CHOICES = {
     "channels_last": ("auto", "0", "1"),
     "features.store": tuple(FEATURE_SUFFIXES),
     "features.precision": ("float32", "bfloat16", "float16"),
+    "generator.precision": ("float32", "bfloat16"),
     "features.dtype": ("float16", "bfloat16", "float32"),
 }
 FLAGS = (
@@ -85,19 +86,19 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 
 def check_choices(cfg: CfgNode) -> None:
-    """Raise a UserError unless every named value is one that is known, and every flag 0 or 1."""
+    """Raise a UserError for an unknown choice, and for a flag that is not 0 or 1."""
     if not cfg.iteration_tasks:
-        raise UserError("iteration_tasks is empty; name at least one of " + ", ".join(TASKS))
+        raise UserError("iteration_tasks is empty; set at least one of " + ", ".join(TASKS))
     for key, known in CHOICES.items():
         value = value_of(cfg, key)
         if key == "train_split":
             value = [part.strip() for part in cfg.train_split.split(",")]
         for part in value if isinstance(value, list) else [value]:
             if part not in known:
-                raise UserError(f"{key}: {part!r:.80} is none of {', '.join(known)}")
+                raise UserError(f"{key} must be one of {', '.join(known)}, not {part!r:.80}")
     for key in FLAGS:
         if value_of(cfg, key) not in (0, 1):
-            raise UserError(f"{key} is a flag, 0 or 1, not {value_of(cfg, key)}")
+            raise UserError(f"{key} must be 0 or 1, not {value_of(cfg, key)}")
 
 
 def validate(cfg: CfgNode) -> None:
@@ -109,67 +110,70 @@ def validate(cfg: CfgNode) -> None:
     if cfg.use_mix_feature and not (dense and discrete):
         off = "use_grid_feat" if not dense else "use_grid_cluster"
         raise UserError(
-            f"use_mix_feature 1 reads dense features and cluster ids, but {off} is 0; set {off} 1, "
-            "or use_mix_feature 0 for the one-level ablations"
+            f"use_mix_feature 1 needs dense features and cluster ids, but {off} is 0; set {off} 1, "
+            "or set use_mix_feature 0 for an ablation with one kind"
         )
     if not cfg.use_mix_feature and bool(dense) == bool(discrete):
         raise UserError(
-            f"use_mix_feature 0 needs exactly one of use_grid_feat (dense) and use_grid_cluster "
-            f"(discrete) set to 1; both are {dense}"
+            "with use_mix_feature 0 exactly one of use_grid_feat (dense) and use_grid_cluster "
+            f"(discrete) must be 1; both are {dense}"
         )
     if cfg.model.hidden_size % cfg.model.num_heads:
         raise UserError(
-            f"model.hidden_size {cfg.model.hidden_size} is not a multiple of model.num_heads "
+            f"model.hidden_size {cfg.model.hidden_size} must be a multiple of model.num_heads "
             f"{cfg.model.num_heads}"
         )
     if cfg.captioning == "causal" and cfg.xlxmert_zeroshot:
         raise UserError(
-            "xlxmert_zeroshot 1 shows every word to every other, which captioning causal does not: "
-            "set captioning paper"
+            "xlxmert_zeroshot 1 does not work with captioning causal: set captioning paper"
         )
     if cfg.captioning == "paper" and cfg.captions_per_image != 1:
         raise UserError(
-            f"captions_per_image {cfg.captions_per_image} is for captioning causal; captioning "
-            "paper learns from one caption of an image at a time"
+            f"captions_per_image {cfg.captions_per_image} needs captioning causal; with captioning "
+            "paper set captions_per_image 1"
         )
     if cfg.reward.baseline == "leave_one_out" and cfg.reward.samples < 2:
         raise UserError("reward.baseline leave_one_out needs reward.samples 2 or more, such as 5")
     if cfg.reward.baseline == "greedy" and cfg.reward.samples != 1:
-        raise UserError("reward.samples is for reward.baseline leave_one_out; greedy draws 1")
+        raise UserError(
+            f"reward.samples {cfg.reward.samples} needs reward.baseline leave_one_out; with greedy "
+            "set reward.samples 1"
+        )
     if Path(cfg.clip.model).suffix == ".json" and Path(cfg.clip.weights).suffix not in CLIP_FILES:
         raise UserError(
             f"clip.model {cfg.clip.model} is a file, so clip.weights must be one too "
             f"({', '.join(CLIP_FILES[1:])}), not {cfg.clip.weights!r}"
         )
     if "rl_t2i" in cfg.iteration_tasks and not (cfg.mse_loss or cfg.use_clip_score):
-        raise UserError("rl_t2i has no loss: set use_clip_score 1 or mse_loss 1")
+        raise UserError("rl_t2i has no loss: set use_clip_score 1, mse_loss 1 or both")
     cosine = cfg.scheduler.method == "WarmupCosineSchedule"
     if cosine and cfg.scheduler.warmup_steps > cfg.scheduler.max_steps:
         raise UserError(
-            f"scheduler.warmup_steps {cfg.scheduler.warmup_steps} is more than scheduler.max_steps "
-            f"{cfg.scheduler.max_steps}; lower the warm-up or train longer"
+            f"scheduler.warmup_steps {cfg.scheduler.warmup_steps} must not be more than "
+            f"scheduler.max_steps {cfg.scheduler.max_steps}"
         )
     if cfg.keep_best and not cfg.keep_last:
-        raise UserError("keep_best is for runs that remove checkpoints: set keep_last 2 as well")
+        raise UserError(
+            "keep_best has no effect while all checkpoints are kept: also set keep_last 2"
+        )
     if len(cfg.solver.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.solver.betas):
-        raise UserError(f"solver.betas takes two numbers in [0, 1), not {cfg.solver.betas}")
+        raise UserError(f"solver.betas must be two numbers in [0, 1), not {cfg.solver.betas}")
 
 
 def _check_graphs(cfg: CfgNode) -> None:
     if cfg.graphs and cfg.activation_checkpointing:
         raise UserError(
-            "graphs 1 records kernels that activation_checkpointing 1 would have to run again by "
-            "itself; set one of them 0"
+            "graphs 1 and activation_checkpointing 1 do not work together; set one of them to 0"
         )
 
 
 def _check_decoding(cfg: CfgNode) -> None:
     how = cfg.decoding
     if not 0 < how.top_p <= 1:
-        raise UserError(f"decoding.top_p must lie in (0, 1], not {how.top_p}")
+        raise UserError(f"decoding.top_p must be in (0, 1], not {how.top_p}")
     if how.method == "greedy" and how.num_captions > 1:
         raise UserError(
-            f"decoding.num_captions {how.num_captions}: greedy writes one caption; set "
+            f"decoding.num_captions {how.num_captions}: greedy decoding writes one caption; set "
             "decoding.method beam or sample"
         )
     if how.method == "beam" and how.num_captions > how.beam_size:
@@ -179,22 +183,24 @@ def _check_decoding(cfg: CfgNode) -> None:
         )
     if cfg.painting.temperature < 0 and cfg.painting.temperature != -1:
         raise UserError(
-            f"painting.temperature must be 0 or more (or -1), not {cfg.painting.temperature}"
+            f"painting.temperature must be -1, or 0 or more, not {cfg.painting.temperature}"
         )
     noise, order = cfg.painting.order_noise, cfg.painting.order
     if noise and order != "confidence":
         raise UserError(
-            f"painting.order_noise {noise} is of painting.order confidence, not of {order}: leave "
-            "one of them out"
+            f"painting.order_noise {noise} needs painting.order confidence, not {order}: change "
+            "one of them"
         )
     same = cfg.painting.temperature == 0 and not (noise or order == "random")
     if same and cfg.num_samples > 1:
         raise UserError(
-            f"painting.temperature 0 makes all {cfg.num_samples} pictures of a caption the same; "
-            "raise it, for example to 1, or set num_samples 1"
+            f"with painting.temperature 0 all {cfg.num_samples} pictures of a caption are equal; "
+            "set a higher temperature, such as 1, or num_samples 1"
         )
     if cfg.rerank == "clip" and cfg.num_samples == 1:
-        raise UserError("rerank clip has one picture to choose from; set num_samples 8, or so")
+        raise UserError(
+            "rerank clip needs several pictures a caption; set num_samples, for example to 8"
+        )
 
 
 def _check_ranges(cfg: CfgNode) -> None:
@@ -202,12 +208,15 @@ def _check_ranges(cfg: CfgNode) -> None:
         if value_of(cfg, key) < low:
             raise UserError(f"{key} must be at least {low}, not {value_of(cfg, key)}")
     if cfg.text_length > 511:
-        raise UserError(f"text_length {cfg.text_length}: the position table ends at 511")
+        raise UserError(
+            f"text_length must be at most 511, the last position, not {cfg.text_length}"
+        )
     if cfg.model.vocab_size <= EOS:
         raise UserError(
-            f"model.vocab_size {cfg.model.vocab_size}: the special ids reach {EOS} (the full stop)"
+            f"model.vocab_size must be more than {EOS}, the largest special id (the full stop), "
+            f"not {cfg.model.vocab_size}"
         )
     for key in ("model.dropout", "label_smoothing", "caption_dropout", "ema"):
         value = value_of(cfg, key)
         if not 0 <= value < 1:
-            raise UserError(f"{key} must lie in [0, 1), not {value}")
+            raise UserError(f"{key} must be in [0, 1), not {value}")

@@ -35,7 +35,9 @@ def read_array_pickle(path: str | Path) -> dict[str, np.ndarray]:
         # latin1: how numpy arrays of Python 2 pickles have to be read
         content = _ArrayUnpickler(io.BytesIO(packed), encoding="latin1").load()
         if not isinstance(content, dict):
-            raise _RefusedError(f"it holds a {type(content).__name__} instead of named arrays")
+            raise _RefusedError(
+                f"it must hold a dictionary of arrays, but holds a {type(content).__name__}"
+            )
         arrays: dict[str, np.ndarray] = {}
         room = len(packed)
         for name, value in content.items():
@@ -49,7 +51,7 @@ def read_array_pickle(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is refused: {error}; {_AGAIN}") from None
     except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise UserError(f"{path} is damaged or no pickle ({reason}); {_AGAIN}") from None
+        raise UserError(f"{path} is damaged or not a pickle ({reason}); {_AGAIN}") from None
 
 
 def write_array_pickle(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -125,7 +127,7 @@ class _ArrayUnpickler(SafeUnpickler):
 
 def _text(name: Any) -> str:
     if not isinstance(name, str):
-        raise _RefusedError(f"the name {name!r:.60} is no text")
+        raise _RefusedError(f"the name {name!r:.60} is not a string")
     return name
 
 
@@ -137,13 +139,15 @@ def _array(value: Any, room: int) -> np.ndarray:
     elif isinstance(value, _FromBuffer):
         data, dtype, shape, order = value.arguments
     else:
-        raise _RefusedError(f"it holds a {type(value).__name__.strip('_')} that is no numpy array")
+        raise _RefusedError(
+            f"it holds a {type(value).__name__.strip('_')}, which is not a numpy array"
+        )
     if isinstance(data, _Encode):
         data = data.arguments[0]
     if isinstance(data, str):
         data = data.encode("latin1")
     if not isinstance(data, (bytes, bytearray)):
-        raise _RefusedError("it holds an array of objects instead of numbers")
+        raise _RefusedError("it holds an array of objects, not numbers")
     if len(data) > room:
         raise _RefusedError("its arrays are larger than the file")
     # a copy, because what was read from a buffer cannot be written to
@@ -157,6 +161,6 @@ def _dtype(value: Any) -> np.dtype:
         raise _RefusedError("it holds an array of an unknown type")
     code = value.arguments[0]
     if code not in _KINDS:
-        raise _RefusedError(f"it holds an array of type {code!r:.20} instead of numbers")
+        raise _RefusedError(f"it holds an array of type {code!r:.20}, not numbers")
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "<"
     return np.dtype(code).newbyteorder(">" if order == ">" else "<")

@@ -116,7 +116,10 @@ class CaptioningDataset(Dataset[Sample]):
         captions: int = 1,
     ):
         if not records:
-            raise UserError("there are no images to train on: train_split has none in dataset_coco")
+            raise UserError(
+                "there are no images to train on: dataset_coco has no images in train_split; set "
+                "another train_split or run `python generations/prepare.py captions`"
+            )
         # what is missing is found now and not in mid-training
         for store in (clusters, features) if features else (clusters,):
             known = set(store.names())
@@ -209,7 +212,7 @@ def encode_references(
 def cropped_captions(
     records: Iterable[ImageRecord], tokenizer: CaptionTokenizer, text_length: int
 ) -> tuple[int, int]:
-    """How many captions are too long: their full stop is cropped away, and they never end.
+    """Number of captions that are too long: cropping removes their full stop, so they do not end.
 
     Args:
         records: the images; of each the captions that training draws from are looked at.

@@ -33,10 +33,14 @@ def convert_features(source: str | Path, target: str | Path, dtype: str = "float
     """
     source, target = Path(source), Path(target)
     if source.absolute() == target.absolute():
-        raise UserError(f"features {source}: source and target are the same file")
+        raise UserError(
+            f"features {source}: source and target are the same file; choose another target"
+        )
     if source.suffix not in FEATURE_FORMATS or not source.is_file():
         known = ", ".join(FEATURE_FORMATS)
-        raise UserError(f"features {source}: no such file, or its suffix is none of {known}")
+        raise UserError(
+            f"features {source}: the file does not exist, or its suffix is not one of {known}"
+        )
     file = FEATURE_FORMATS[source.suffix](source)
     names = list(file.names())
     shape = _shape(file, names)
@@ -52,11 +56,11 @@ def convert_features(source: str | Path, target: str | Path, dtype: str = "float
 
 def _shape(file: FeatureFile, names: list[str]) -> tuple[int, int, int]:
     if not names:
-        raise UserError(f"features {file.path}: there are no images in it")
+        raise UserError(f"features {file.path}: the file has no images")
     first = file.read(names[0])
     if first is None or first.ndim != 3 or first.shape[0] != first.shape[1]:
         found = None if first is None else first.shape
-        raise UserError(f"features {file.path}: {names[0]} has the shape {found}, not (G, G, D)")
+        raise UserError(f"features {file.path}: {names[0]} has the shape {found} and not (G, G, D)")
     return first.shape
 
 

@@ -1,4 +1,4 @@
-"""Writing HDF5 files of dense features so that a killed run goes on where it was.
+"""Write HDF5 files of dense features; a killed run can be resumed.
 
 The images are written in parts, each a small HDF5 file that appears as a whole or
 not at all; when all parts are there, they are put together. Until then an earlier file of
@@ -77,7 +77,7 @@ class Hdf5Writer:
         """
         path, names = self._to_do[0] if self._to_do else (self.path, [])
         if name not in names or name != names[len(self._grids)]:
-            raise ValueError(f"{name} is not the image whose turn it is")
+            raise ValueError(f"images must be added in order; {name} is not the next one")
         self._grids.append(grid)
         if len(self._grids) == len(names):
             with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as part:
@@ -90,7 +90,7 @@ class Hdf5Writer:
         """Put the parts together; the file appears under its name."""
         if not self.is_finished:
             if not all(path.exists() for path, _ in self._parts):
-                raise ValueError("finish() before all images were added")
+                raise ValueError("finish() was called before all images were added")
             self._assemble()
             self.is_finished = True
         for folder in self.path.parent.glob(f".{self.path.name}.*.parts"):
@@ -135,7 +135,7 @@ def signature_of(path: str | Path) -> str | None:
         ) from None
     if not isinstance(signature, str):
         raise UserError(
-            f"features {path} were not made by prepare.py, and would be overwritten: move the file "
-            "away, or choose another data_dir"
+            f"features {path} were not made by prepare.py and would be overwritten: move the file "
+            "away or choose another data_dir"
         )
     return signature

@@ -1,4 +1,4 @@
-"""Which way of writing dense features a file's suffix asks for."""
+"""The writers of dense features, chosen by the suffix of a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,5 +82,5 @@ def open_feature_writer(
             path, signature, names, shape, dtype, part_size, rank=rank, world_size=world_size
         )
     if path.suffix not in WRITABLE:
-        raise UserError(f"features {path}: the suffix is none of {', '.join(WRITABLE)}")
+        raise UserError(f"features {path}: the suffix must be one of {', '.join(WRITABLE)}")
     return Hdf5Writer(path, signature, names, part_size, rank=rank, world_size=world_size)

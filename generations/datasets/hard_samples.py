@@ -1,4 +1,4 @@
-"""Files of hard captions for R-precision, made elsewhere, read without running anything."""
+"""Read ready-made files of hard captions for R-precision, without running code in them."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SUFFIXES = (".pkl", ".pickle", ".json")
 def read_hard_samples(
     folder: str | Path, captions: Sequence[str]
 ) -> dict[str, dict[int, list[str]]]:
-    """Read sets of captions with one word swapped, and find out whose they are.
+    """Read sets of captions with one swapped word, and match them with the pictures.
 
     The folder holds a file for each kind of word (verb, color, noun, number) with the kind in its
     name: a pickle or JSON of lists of captions, or a dictionary of such lists. In each list the
@@ -44,8 +44,8 @@ def read_hard_samples(
             own |= {place: swapped for place in places.get(_key(right), ())}
         if not own:
             raise UserError(
-                f"rprec_hard_samples_dir: {path} is of other captions than those of the pictures; "
-                "leave it empty to build hard captions from dataset_coco"
+                f"rprec_hard_samples_dir: the captions in {path} are not those of the pictures; "
+                "set rprec_hard_samples_dir '' to build hard captions from dataset_coco"
             )
         found[kind] = own
     return found
@@ -62,8 +62,8 @@ def _file_of(folder: Path, kind: str) -> Path:
         fitting = fitting or [path for path in names if "num" in path.stem.lower()]
     if len(fitting) != 1:
         raise UserError(
-            f"rprec_hard_samples_dir {folder}: one file ({', '.join(SUFFIXES)}) with {kind!r} in "
-            f"its name is needed, there are {len(fitting)}; leave the key empty to build hard "
+            f"rprec_hard_samples_dir {folder} must have one file ({', '.join(SUFFIXES)}) with "
+            f"{kind!r} in its name, but has {len(fitting)}; set the key to '' to build hard "
             "captions from dataset_coco"
         )
     return fitting[0]
@@ -79,7 +79,7 @@ def _lists(path: Path) -> list[list[str]]:
         for entry in lists
     ):
         raise UserError(
-            f"rprec_hard_samples_dir: {path} must hold lists of captions, the right one first"
+            f"rprec_hard_samples_dir: {path} must contain lists of captions, the right one first"
         )
     return [list(entry) for entry in lists]
 

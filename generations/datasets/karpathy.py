@@ -1,4 +1,4 @@
-"""Captioned images of a Karpathy split file, and what is asked of them.
+"""Read, check and write the images and captions of a Karpathy split file.
 
 The file is `{"images": [{"filename", "filepath", "cocoid", "split", "sentences": [{"tokens":
 [...]}]}]}`; `filepath` and `cocoid` may be absent, as they are from Flickr's.
@@ -35,7 +35,10 @@ _SPLIT_NAMES = {  # as others call them
     **dict.fromkeys(("valid", "validation", "dev", "development"), "val"),
     **dict.fromkeys(("testing", "tst"), "test"),
 }
-INNER_STOPS = "captions with full stops inside, which would end them (u.s. -> us, 2.5 -> 2 5)"
+INNER_STOPS = (
+    "captions with full stops inside, which are removed because they would end the caption "
+    "(u.s. -> us, 2.5 -> 2 5)"
+)
 _SHOWN = 5  # problems that are listed one by one
 
 
@@ -100,7 +103,7 @@ def select_splits(records: Iterable[ImageRecord], splits: str) -> list[ImageReco
     wanted: set[str] = set()
     for name in splits.split(","):
         if name.strip() not in _MEMBERS:
-            raise UserError(f"split {name.strip()!r} is none of {', '.join(_MEMBERS)}")
+            raise UserError(f"the split must be one of {', '.join(_MEMBERS)}, not {name.strip()!r}")
         wanted.update(_MEMBERS[name.strip()])
     return [record for record in records if record.split in wanted]
 
@@ -188,7 +191,7 @@ def read_all(
             record = parse(entry, index)
             for key in (("name", record.name), ("id", record.image_id)):
                 if key in seen:
-                    raise Problem(record.path, f"has the {key[0]} {key[1]} of {seen[key]}")
+                    raise Problem(record.path, f"has the same {key[0]} as {seen[key]}: {key[1]}")
         except Problem as problem:
             problems.append(str(problem))
             continue
@@ -203,7 +206,7 @@ def read_all(
 
 
 def report_problems(source: str, problems: Sequence[str], skip: bool, fix: str) -> None:
-    """Refuse problems in one line, or warn of them.
+    """Raise a UserError with all problems in one line, or log them as a warning.
 
     Args:
         source: what they are in.
@@ -249,7 +252,9 @@ def split_name(given: Any, name: str) -> str:
     if isinstance(split, str):
         split = _SPLIT_NAMES.get(split, split)
     if split not in IMAGE_SPLITS:
-        raise Problem(name, f"has the split {given!r:.60}, none of {', '.join(IMAGE_SPLITS)}")
+        raise Problem(
+            name, f"has the split {given!r:.60}, which is not one of {', '.join(IMAGE_SPLITS)}"
+        )
     return split
 
 
@@ -332,7 +337,7 @@ def list_of(content: Any, key: str, path: str | Path) -> list[Any]:
     found = content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise UserError(
-            f"captions {path}: has no list of {key}; give a Karpathy split file or a COCO "
+            f"captions {path} has no list {key!r}; give a Karpathy split file or a COCO "
             "captions_*.json"
         )
     return found

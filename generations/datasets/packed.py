@@ -104,26 +104,26 @@ def _read_header(file: Any, path: Path) -> PackedHeader:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size or prefix[: len(MAGIC)] != MAGIC:
-        raise UserError(f"features {path}: no file of packed features, or damaged; {_AGAIN}")
+        raise UserError(f"features {path}: not a packed features file, or damaged; {_AGAIN}")
     _, version, checksum, length = _PREFIX.unpack(prefix)
     text = file.read(length) if length <= min(size, _LARGEST_HEADER) else b""
     if len(text) != length or _checksum(version, text) != checksum:
-        raise UserError(f"features {path}: its header is damaged or cut short; {_AGAIN}")
+        raise UserError(f"features {path}: its header is damaged or incomplete; {_AGAIN}")
     if version != VERSION:
         raise UserError(
-            f"features {path}: version {version} of packed features, but this program reads "
+            f"features {path} has version {version} of the packed format, but this program reads "
             f"version {VERSION}; {_AGAIN}"
         )
     try:
         header = _parse(json.loads(text))
     except Exception as error:  # whoever can count a checksum can write anything
         raise UserError(
-            f"features {path}: its header makes no sense ({short(error)}); {_AGAIN}"
+            f"features {path}: its header is not valid ({short(error)}); {_AGAIN}"
         ) from None
     if header.file_bytes != size:
         raise UserError(
-            f"features {path}: {size} bytes long, but {len(header.names)} images of "
-            f"{header.shape} {header.dtype} make {header.file_bytes}: cut short, or still being "
+            f"features {path} has {size} bytes, but {len(header.names)} images of {header.shape} "
+            f"{header.dtype} need {header.file_bytes}: the file is incomplete or still being "
             f"copied; copy it again, or {_AGAIN}"
         )
     return header
@@ -137,14 +137,14 @@ def _parse(content: Any) -> PackedHeader:
         str(content["dtype"]), (rows, columns, dim), str(content["signature"]), names
     )
     if header.dtype not in DTYPES:
-        raise ValueError(f"dtype {header.dtype} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"the dtype must be one of {', '.join(DTYPES)}, not {header.dtype}")
     if min(count, *shape) < 0 or count != len(names) or len(set(names)) != count:
-        raise ValueError(f"{len(names)} names for the shape {content['shape']}")
+        raise ValueError(f"{len(names)} names do not fit the shape {content['shape']}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("a name is no text")
+        raise ValueError("a name is not a string")
     data = int(content["data"])
     if data < _PREFIX.size:
-        raise ValueError(f"its rows begin at {data}")
+        raise ValueError(f"its rows start at an invalid offset, {data}")
     return PackedHeader(*(header.dtype, header.shape, header.signature), names, data)
 
 
@@ -203,7 +203,9 @@ class PackedFeatures:
             out.nbytes != size
             or os.preadv(file.fileno(), [out.data], self._header.data + row * size) != size
         ):
-            raise UserError(f"features {self.path}: cut short or replaced while in use; {_AGAIN}")
+            raise UserError(
+                f"features {self.path}: the file was truncated or replaced while in use; {_AGAIN}"
+            )
         return True
 
     def close(self) -> None:
@@ -264,8 +266,8 @@ def encode(features: np.ndarray, dtype: str) -> np.ndarray:
         good = np.isfinite(values).all() and bool(((stored & 0x7F80) != 0x7F80).all())
     if not good:
         raise ValueError(
-            f"a number is not finite, or too large for {dtype} "
-            f"(the largest is {np.abs(values).max():.4g})"
+            f"a value is not finite or too large for {dtype} (the largest is "
+            f"{np.abs(values).max():.4g})"
         )
     return stored
 

@@ -1,4 +1,4 @@
-"""Writing packed features, by one process or several, so that a killed run goes on where it was.
+"""Write packed features with one or several processes; a killed run can be resumed.
 
 The file is laid out in full in a hidden folder beside it, and every process writes its images
 straight into their rows. Progress is a byte for each part of the file, written after the part's
@@ -107,9 +107,11 @@ class PackedWriter:
         rows = self._rows(self._to_do[0]) if self._to_do else range(0)
         row = rows[self._place] if rows else -1
         if row < 0 or name != self._header.names[row]:
-            raise ValueError(f"{name} is not the image whose turn it is")
+            raise ValueError(f"images must be added in order; {name} is not the next one")
         if grid.shape != self._header.shape:
-            raise ValueError(f"features of {name} are {grid.shape}, not {self._header.shape}")
+            raise ValueError(
+                f"features of {name} have the shape {grid.shape}, not {self._header.shape}"
+            )
         try:
             stored = encode(grid, self._header.dtype)
         except ValueError as error:
@@ -135,7 +137,7 @@ class PackedWriter:
             if not self._parts:
                 self.start()
             if not all(self._done()):
-                raise ValueError("finish() before all images were added")
+                raise ValueError("finish() was called before all images were added")
             self._data.replace(self.path)
             self.is_finished = True
         for folder in self.path.parent.glob(f".{self.path.name}.*.parts"):
@@ -151,13 +153,13 @@ class PackedWriter:
         try:
             found = read_header(self.path)
         except UserError as error:
-            raise UserError(f"{error}; delete or move it first") from None
+            raise UserError(f"{error}; delete or move the file first") from None
         if found == self._header:
             return True
         if found.signature.startswith(CONVERTED):
             raise UserError(
-                f"features {self.path} were converted and would be overwritten: move the file "
-                "away, or choose another name or data_dir"
+                f"features {self.path} were made by convert_features.py and would be overwritten: "
+                "move the file away, or choose another name or data_dir"
             )
         return False
 
@@ -190,7 +192,8 @@ class PackedWriter:
         size = self._header.file_bytes / 1e9
         return UserError(
             f"features {self.path} ({size:.1f} GB) cannot be written ({error.strerror}); make room "
-            "or choose another data_dir: what is done is kept, and the next run goes on from there"
+            "or choose another data_dir. Finished work is kept, and the same command continues "
+            "from there"
         )
 
 

@@ -35,7 +35,8 @@ class InfiniteSampler(Sampler[list[tuple[int, int]]]):
     ):
         if num_samples < 1 or batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
-                f"{num_samples} samples, batch size {batch_size}, rank {rank} of {world_size}"
+                f"these numbers do not fit together: {num_samples} samples, batch size "
+                f"{batch_size}, rank {rank} of {world_size}"
             )
         self._num_samples = num_samples
         self._batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Where the two levels of an image are kept: dense grid features and cluster ids.
+"""Stores of the two levels of an image: dense grid features and cluster ids.
 
 The formats are the original's (SPEC 3): an HDF5 file with a dataset `<image name>/features` of
 (G, G, D) float32 per image, a pickled {image name: (N,) integers}, and the centroids as .npy; of
@@ -123,11 +123,13 @@ class FeatureStore:
             size, _, dim = self._shape
             raise UserError(
                 f"{path}: features of {name} have the shape {found}, not {self._shape}; set "
-                f"grid_size (now {size}) and grid_feat_dim (now {dim}) to what the file holds, or "
-                "make it again with `python generations/prepare.py features`"
+                f"grid_size (now {size}) and grid_feat_dim (now {dim}) to match the file, or make "
+                "it again with `python generations/prepare.py features`"
             )
         if not np.issubdtype(stored.dtype, np.floating):
-            raise UserError(f"{path}: features of {name} are {stored.dtype}, not floating point")
+            raise UserError(
+                f"{path}: features of {name} must be floating point, not {stored.dtype}"
+            )
         with np.errstate(over="ignore"):  # becomes infinity, and that is refused
             features = stored.astype(np.float32, copy=False).reshape(-1, self._shape[2])
         if not _is_finite(features):
@@ -150,8 +152,8 @@ _INFINITY = 0x7C00  # of float16
 
 def _not_finite(name: str, path: Path) -> UserError:
     return UserError(
-        f"{path}: features of {name} hold NaN or infinity; make the file again with "
-        "`python generations/prepare.py features`"
+        f"{path}: features of {name} contain NaN or infinity; make the file again with `python "
+        "generations/prepare.py features`"
     )
 
 
@@ -164,7 +166,9 @@ def open_feature_store(paths: Sequence[str | Path], grid_size: int, dim: int) ->
     files = []
     for path in map(Path, paths):
         if path.suffix not in FEATURE_FORMATS:
-            raise UserError(f"features {path}: the suffix is none of {', '.join(FEATURE_FORMATS)}")
+            raise UserError(
+                f"features {path}: the suffix must be one of {', '.join(FEATURE_FORMATS)}"
+            )
         if not path.is_file():
             raise UserError(
                 f"features {path} does not exist; make it with `python generations/prepare.py "
@@ -222,8 +226,8 @@ class Hdf5Features:
 
     def _damaged(self, error: Exception, name: str = "") -> UserError:
         return UserError(
-            f"features {self.path}{f', image {name}' if name else ''}: damaged, or no HDF5 file of "
-            f"features ({short(error)}); make it again with `python generations/prepare.py "
+            f"features {self.path}{f', image {name}' if name else ''}: damaged, or not an HDF5 "
+            f"file of features ({short(error)}); make it again with `python generations/prepare.py "
             "features`"
         )
 
@@ -235,12 +239,12 @@ def _own_array(file: h5py.File, name: str) -> np.ndarray:
     """An image's array. HDF5 can also point into other files: that is not followed."""
     for place in (name, f"{name}/{FEATURES}"):
         if not isinstance(file.get(place, getlink=True), h5py.HardLink):
-            raise ValueError(f"{place} is a link or absent")
+            raise ValueError(f"{place} is missing or a link")
     stored = file[f"{name}/{FEATURES}"]
     if not isinstance(stored, h5py.Dataset) or stored.external or stored.is_virtual:
-        raise ValueError(f"{stored!r} is no dataset of this file")
+        raise ValueError(f"{stored!r} is not a dataset of this file")
     if stored.dtype.kind not in "biuf" or math.prod(stored.shape or ()) > _LARGEST:
-        raise ValueError(f"{stored!r} is no grid of features")
+        raise ValueError(f"{stored!r} is not a grid of features")
     return stored[()]
 
 
@@ -303,14 +307,14 @@ def _check_cluster_ids(
     cells = grid_size**2
     if ids.shape != (cells,) or ids.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: cluster ids of {name} have the shape {ids.shape} and type {ids.dtype}, not "
-            f"({cells},) whole numbers; set grid_size (now {grid_size}), or make the file again "
-            "with `python generations/prepare.py clusters`"
+            f"{path}: cluster ids of {name} must be ({cells},) integers, but have the shape "
+            f"{ids.shape} and type {ids.dtype}; set grid_size (now {grid_size}), or make the file "
+            "again with `python generations/prepare.py clusters`"
         )
     wrong = ids[(ids < 0) | (ids >= clusters)]
     if len(wrong):
         raise UserError(
-            f"{path}: {name} has the cluster id {wrong[0]}, not one of 0..{clusters - 1}; set "
+            f"{path}: {name} has the cluster id {wrong[0]}, which is not in 0..{clusters - 1}; set "
             f"grid_cluster_num (now {clusters}) to the size of the codebook, or make the file "
             "again with `python generations/prepare.py clusters`"
         )
@@ -333,19 +337,19 @@ def load_centroids(path: str | Path, clusters: int, dim: int) -> np.ndarray:
     fix = "make it again with `python generations/prepare.py clusters`"
     centroids = read_array(path, "centroids", f"{fix}, or set grid_cluster_centroids_path")
     if centroids.dtype.kind != "f":
-        raise UserError(f"centroids {path}: not an array of floating point numbers; {fix}")
+        raise UserError(f"centroids {path} must be an array of floating point numbers; {fix}")
     if centroids.shape != (clusters, dim):
         raise UserError(
             f"centroids {path} have the shape {centroids.shape}, not ({clusters}, {dim}); set "
-            "grid_cluster_num and grid_feat_dim to what the file holds, or " + fix
+            "grid_cluster_num and grid_feat_dim to match the file, or " + fix
         )
     if not np.isfinite(centroids).all():
-        raise UserError(f"centroids {path} hold NaN or infinity; {fix}")
+        raise UserError(f"centroids {path} contain NaN or infinity; {fix}")
     return centroids.astype(np.float32)
 
 
 def _not_found(name: str, what: str, paths: Sequence[Path], step: str) -> UserError:
     return UserError(
-        f"{what} of the image {name} are in none of {', '.join(map(str, paths))}; the captions and "
-        f"these files are of different data: run `python generations/prepare.py {step}`"
+        f"there are no {what} of the image {name} in {', '.join(map(str, paths))}; the captions "
+        f"and these files belong to different datasets: run `python generations/prepare.py {step}`"
     )

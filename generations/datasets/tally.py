@@ -1,4 +1,4 @@
-"""What reading a file of captions left out and changed."""
+"""Counts of what was left out or changed while reading a captions file."""
 
 import logging
 from collections import Counter

@@ -161,14 +161,14 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     vocabulary = {piece.strip(): number for number, piece in enumerate(lines)}
     for piece, place in _PLACES.items():
         if vocabulary.get(piece) != place:
-            found = f"in line {vocabulary[piece] + 1}" if piece in vocabulary else "nowhere"
+            found = f"in line {vocabulary[piece] + 1}" if piece in vocabulary else "missing"
             raise UserError(
-                f"vocab_file {path}: {piece} must stand in line {place + 1} and stands {found}; "
-                "use a vocabulary with the special pieces of bert-base-uncased"
+                f"vocab_file {path}: {piece} must be in line {place + 1}, but is {found}; use a "
+                "vocabulary with the special pieces of bert-base-uncased"
             )
     if len(vocabulary) != len(lines):
         raise UserError(
-            f"vocab_file {path} has {len(lines)} lines but only {len(vocabulary)} different ones; "
-            "every piece may stand in it once"
+            f"vocab_file {path} has {len(lines)} lines, but only {len(vocabulary)} different ones; "
+            "remove the duplicates"
         )
     return vocabulary

@@ -1,4 +1,4 @@
-"""Which captions of a batch are still being written."""
+"""The captions of a batch that have not ended yet."""
 
 import torch
 from torch import Tensor

@@ -97,7 +97,7 @@ def painting_steps(
         guidance: how much the caption counts, in all logits.
     """
     if temperature and uniforms is None:
-        raise ValueError("temperature is not 0: pass the uniform numbers that tokens are drawn by")
+        raise ValueError("with a temperature above 0, pass `uniforms` (see draw_uniforms)")
     text_mask = text_ids != PAD
     text = model.encode_text(text_ids, text_mask)
     drawn_by = order.uniforms if uniforms is None else uniforms
@@ -143,7 +143,7 @@ def cells_again(step: int, steps: int, cells: int, schedule: str = "linear") -> 
     if schedule == "cosine":
         return int(math.cos(math.pi / 2 * (step + 1) / steps) * cells)
     if schedule != "linear":
-        raise ValueError(f"schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
     return int((steps - (step + 1)) / steps * cells)
 
 

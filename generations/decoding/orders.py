@@ -1,4 +1,4 @@
-"""In which order the cells of a picture are settled, and how much its caption counts."""
+"""The order in which the cells of a picture are fixed, and classifier-free guidance."""
 
 from dataclasses import dataclass
 
@@ -37,11 +37,11 @@ class Order:
             visits = torch.tensor(halton_visits(round(certainty.shape[1] ** 0.5)))
             return -to_device(visits.to(certainty.dtype), certainty.device).expand_as(certainty)
         if self.name not in ORDERS:
-            raise ValueError(f"order {self.name!r} is none of {', '.join(ORDERS)}")
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.name!r}")
         if self.name == "confidence" and not self.noise:
             return certainty
         if self.uniforms is None:
-            raise ValueError("this order is drawn: pass the uniform numbers that it is drawn by")
+            raise ValueError("this order is random: pass `uniforms` (see draw_uniforms)")
         number = 0 if self.name == "random" else step
         uniforms = self.uniforms[:, :, number].to(certainty.dtype)
         uniforms = to_device(uniforms, certainty.device).flatten(0, 1)  # (B * S, N)
@@ -69,7 +69,7 @@ class Guidance:
         """The scale at a step (from 0)."""
         if self.schedule not in GUIDANCE_SCHEDULES:
             options = ", ".join(GUIDANCE_SCHEDULES)
-            raise ValueError(f"guidance schedule {self.schedule!r} is none of {options}")
+            raise ValueError(f"guidance schedule must be one of {options}, not {self.schedule!r}")
         return self.scale * ((step + 1) / steps if self.schedule == "growing" else 1)
 
 

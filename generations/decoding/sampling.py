@@ -1,4 +1,4 @@
-"""Drawing tokens: one uniform number a token, so that a draw depends on its own seed alone.
+"""Sample tokens with one uniform random number each, so that a sample depends only on its seed.
 
 Numbers are drawn ahead, for each image or caption from a generator of its own: the same seed gives
 the same sample whatever else is in the batch, and on any number of processes.

@@ -88,7 +88,7 @@ def fit_kmeans(
     weights = counts.astype(np.float32)
     if len(kept) < clusters:
         raise UserError(
-            f"grid_cluster_num {clusters} clusters cannot be made of {len(kept)} different cells "
+            f"cannot make grid_cluster_num {clusters} clusters from {len(kept)} different cells "
             f"({len(points)} in all); lower grid_cluster_num or add images"
         )
     kmeans = faiss.Kmeans(

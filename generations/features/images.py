@@ -43,7 +43,7 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.format not in FORMATS:
-                    raise ValueError(f"{image.format} files are not read")
+                    raise ValueError(f"{image.format} files are not supported")
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 rgb = _to_rgb(ImageOps.exif_transpose(image))
@@ -54,12 +54,12 @@ def load_image(path: str | Path, size: int | None = None) -> np.ndarray:
         raise UserError(f"image {path} does not exist") from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"image {path} has more than {MAX_PIXELS:,} pixels and is refused; make it smaller"
+            f"image {path} has more than {MAX_PIXELS:,} pixels; make it smaller"
         ) from None
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"image {path} cannot be read ({reason}): it is damaged or no image"
+            f"image {path} cannot be read ({reason}): it is damaged or not an image"
         ) from None
 
 
@@ -67,10 +67,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_MODES:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its {image.mode} pixels are not in 0..65535")
+            raise ValueError(f"its {image.mode} pixels are outside of 0..65535")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating point numbers of unknown range")
+        raise ValueError("its pixels are floating point numbers, whose range is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -95,7 +95,9 @@ def find_images(folder: str | Path, paths: Sequence[str]) -> list[Path | None]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"images_dir {folder} is not a folder")
+        raise UserError(
+            f"images_dir {folder} is not a folder; set images_dir to the folder of the images"
+        )
     found: list[Path | None] = []
     by_name: dict[str, list[Path]] | None = None
     for path in paths:

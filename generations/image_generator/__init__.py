@@ -1,6 +1,7 @@
 """Image generator: grid features to pixels, and its training."""
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -66,10 +67,7 @@ def build_generator(cfg: CfgNode) -> ImageGenerator:
 def training_settings(cfg: CfgNode) -> TrainSettings:
     """Read how to train out of a configuration: the keys of `cfg.generator` of the same names."""
     part = cfg.generator
-    return TrainSettings(
-        **{
-            field.name: bool(part[field.name]) if field.name == "cosine" else part[field.name]
-            for field in fields(TrainSettings)
-            if field.name in part
-        }
-    )
+    settings: dict[str, Any] = {
+        field.name: part[field.name] for field in fields(TrainSettings) if field.name in part
+    }
+    return TrainSettings(**settings | {"cosine": bool(part.cosine)})

@@ -1,4 +1,4 @@
-"""The image generator's opponent: is a cell of a picture real, and which cluster does it show?
+"""The discriminator: is a cell of a picture real, and which cluster does it show?
 
 Shape legend: B batch, D grid feature size, G grid side, S image side, C channels, K clusters.
 """

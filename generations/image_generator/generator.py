@@ -114,13 +114,13 @@ class ImageGenerator(nn.Module):
         wanted = (size.feature_size, size.grid_size, size.grid_size)
         if features.ndim != 4 or tuple(features.shape[1:]) != wanted:
             raise ValueError(
-                f"the image generator takes features of shape (B, {', '.join(map(str, wanted))}), "
+                f"the image generator needs features of shape (B, {', '.join(map(str, wanted))}), "
                 f"not {tuple(features.shape)}"
             )
         if not (size.noise if noise is None else noise):
             rng = None
         elif rng is None:
-            raise ValueError("noise is on: pass the torch.Generator it comes from as `rng`")
+            raise ValueError("noise is on: pass a torch.Generator as `rng`")
 
         cells = self.bottleneck_emb(features)  # (B, bottleneck, G, G)
         hidden = self.learned_init_conv(cells)  # (B, C, G, G)

@@ -1,4 +1,4 @@
-"""What the image generator and its discriminator are trained on: small pure functions.
+"""The losses of the image generator and its discriminator, as pure functions.
 
 Shape legend: B batch, G grid side, N = G * G cells, S image side, K clusters.
 """

@@ -1,4 +1,4 @@
-"""What a trained network sees in a picture: feature maps for the perceptual loss.
+"""Feature maps of a trained network, for the perceptual loss.
 
 Shape legend: B batch, S image side.
 """

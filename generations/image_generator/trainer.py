@@ -4,7 +4,7 @@ Shape legend: B batch, D grid feature size, G grid side, N = G * G cells, S imag
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ class TrainSettings:
         train_steps: number of steps.
         batch_size: images a step.
         lr: learning rate of the generator.
+        precision: float32 or bfloat16, of the products.
         discriminator_lr: learning rate of the discriminator.
         beta1: Adam's first beta.
         cosine: let the learning rates fall to zero along a cosine; else they stay constant.
@@ -55,6 +56,7 @@ class TrainSettings:
     train_steps: int = 20000
     batch_size: int = 32
     lr: float = 4e-4
+    precision: str = "float32"
     discriminator_lr: float = 1e-4
     beta1: float = 0.0
     cosine: bool = False
@@ -145,16 +147,19 @@ class GeneratorTrainer:
         # of the step alone, so that a resumed training draws what the undisturbed one did
         mixed = np.random.SeedSequence((self._seed, self.steps, self.sharing.rank))
         self._rng.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
-        painted = self.generator(
-            codebook_grid(self.codebook, cluster_ids), rng=self._rng
-        )  # (B, 3, S, S)
+        with self._autocast():
+            painted = self.generator(
+                codebook_grid(self.codebook, cluster_ids), rng=self._rng
+            ).float()  # (B, 3, S, S)
         difference = reconstruction(painted, images, settings.contrast)
         loss = settings.reconstruction_weight * difference
         logs = {"difference": difference.detach()}
         if self._perceptual is not None:
-            with torch.no_grad():
-                real = self._perceptual(images)
-            seen = feature_matching(self._perceptual(painted), real)
+            with self._autocast():
+                with torch.no_grad():
+                    real = self._perceptual(images)
+                fake = self._perceptual(painted)
+            seen = feature_matching(_floats(fake), _floats(real))
             loss = loss + settings.perceptual_weight * seen
             logs["perceptual"] = seen.detach()
         if self.discriminator is not None and self.steps >= settings.adversarial_start:
@@ -171,9 +176,10 @@ class GeneratorTrainer:
         self, painted: Tensor, images: Tensor, cluster_ids: Tensor, factor: float
     ) -> dict[str, Tensor]:
         assert self.discriminator is not None
-        real, fake = self.discriminator(images), self.discriminator(painted)
-        hinge = hinge_discriminator(real.scores, fake.scores)
-        classes = cluster_classification(real.cluster_logits, cluster_ids)
+        with self._autocast():
+            real, fake = self.discriminator(images), self.discriminator(painted)
+        hinge = hinge_discriminator(real.scores.float(), fake.scores.float())
+        classes = cluster_classification(real.cluster_logits.float(), cluster_ids)
         lr = self.settings.discriminator_lr * factor
         _descend(self.discriminator_optimizer, hinge + classes, lr, self.sharing)
         return {"discriminator_hinge": hinge.detach(), "discriminator_classes": classes.detach()}
@@ -182,18 +188,27 @@ class GeneratorTrainer:
         self, painted: Tensor, images: Tensor, cluster_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.discriminator is not None
-        with _frozen(self.discriminator):
+        with _frozen(self.discriminator), self._autocast():
             fake = self.discriminator(painted)
             with torch.no_grad():
                 real = self.discriminator(images)
-        hinge = hinge_generator(fake.scores)
-        classes = cluster_classification(fake.cluster_logits, cluster_ids)
-        matching = feature_matching(fake.features, real.features)
+        hinge = hinge_generator(fake.scores.float())
+        classes = cluster_classification(fake.cluster_logits.float(), cluster_ids)
+        matching = feature_matching(_floats(fake.features), _floats(real.features))
         weights = self.settings
         loss = weights.adversarial_weight * (hinge + classes)
         loss = loss + weights.feature_matching_weight * matching
         logs = {"hinge": hinge, "classes": classes, "feature_matching": matching}
         return loss, {name: value.detach() for name, value in logs.items()}
+
+    def _autocast(self) -> torch.autocast:
+        # without the cache: spectral norm makes the weights anew in every forward pass
+        return torch.autocast(
+            self.codebook.device.type,
+            torch.bfloat16,
+            enabled=self.settings.precision == "bfloat16",
+            cache_enabled=False,
+        )
 
     def scalars(self, logs: Mapping[str, Tensor]) -> dict[str, float]:
         """The logs of a step as numbers, over all processes, each of which has to ask.
@@ -205,14 +220,14 @@ class GeneratorTrainer:
         bad, *means = self.sharing.mean(values).tolist()
         if bad:
             raise UserError(
-                f"image generator: the loss stopped being finite by step {self.steps}; "
-                f"lower generator.lr (it is {self.settings.lr})"
+                f"image generator: the loss is no longer finite at step {self.steps}; lower "
+                f"generator.lr (now {self.settings.lr})"
             )
         lr = self.settings.lr * learning_rate_factor(self.steps - 1, self.settings)
         return dict(zip(logs, means, strict=True)) | {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that going on needs: tensors, numbers and plain containers."""
+        """Everything that is needed to resume: tensors, numbers and plain containers."""
         state = {
             "steps": self.steps,
             "generator": self.generator.state_dict(),
@@ -224,7 +239,7 @@ class GeneratorTrainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
+        """Load a state that `state_dict` returned."""
         self.steps = state["steps"]
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -260,6 +275,10 @@ def _average_gradients(optimizer: torch.optim.Optimizer, sharing: Sharing) -> No
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, part in zip(gradients, mean.split(sizes), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def _floats(features: Sequence[Tensor]) -> list[Tensor]:
+    return [feature.float() for feature in features]
 
 
 @contextmanager

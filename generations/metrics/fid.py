@@ -69,7 +69,7 @@ class FeatureStatistics:
             ValueError: fewer than two features were seen.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs two features, {self.count} were seen")
+            raise ValueError(f"a covariance needs at least two feature vectors, not {self.count}")
         return self.scatter / (self.count - 1)
 
 
@@ -94,7 +94,7 @@ def frechet_distance(mu1: Floats, sigma1: Floats, mu2: Floats, sigma2: Floats) -
     """
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, np.float64) for a in (mu1, sigma1, mu2, sigma2))
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
-        raise ValueError(f"statistics of {mu1.shape} and {mu2.shape} features cannot be compared")
+        raise ValueError(f"cannot compare statistics of {mu1.shape} and {mu2.shape} features")
     root = _factor(sigma1)  # A
     squares = np.linalg.eigvalsh(root.T @ sigma2 @ root)
     trace = np.sqrt(np.maximum(squares, 0)).sum()

@@ -57,7 +57,7 @@ class TorchvisionInception(nn.Module):
 
 
 class TfInception(nn.Module):
-    """The network of the TensorFlow release, which figures in papers mostly mean.
+    """The network of the TensorFlow release, which most papers use.
 
     By torch-fidelity's port: TensorFlow 1's way of resizing, logits without bias.
 
@@ -102,7 +102,7 @@ def load_inception(protocol: str, weights: str = "") -> tuple[nn.Module, str]:
         network = (TorchvisionInception if protocol == "torchvision" else TfInception)(state)
     except RuntimeError as error:
         raise UserError(
-            f"eval_weights {weights or _url(protocol)} are not those of the {protocol} Inception "
+            f"eval_weights {weights or _url(protocol)} do not fit the {protocol} Inception "
             f"({' '.join(str(error).split())[:120]}); get {_url(protocol)}"
         ) from None
     return network, state_hash(state)
@@ -142,7 +142,7 @@ def _read(weights: str) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"eval_weights: {path} cannot be read as weights ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"eval_weights: {path} must hold a state dict of tensors and nothing else")
+        raise UserError(f"eval_weights: {path} must contain only a state dict of tensors")
     return state
 
 
@@ -155,7 +155,7 @@ def _download(protocol: str) -> dict[str, Tensor]:
     except (OSError, URLError, RuntimeError) as error:
         raise UserError(
             f"eval_protocol {protocol}: its Inception is not in the cache and cannot be downloaded "
-            f"({' '.join(str(error).split())[:120]}); get {url} and give eval_weights "
-            "/path/to/the/file, use eval_protocol network (CLIP's image half), or eval_fid 0 "
-            "eval_is 0"
+            f"({' '.join(str(error).split())[:120]}); get {url} and set eval_weights "
+            "/path/to/the/file, or set eval_protocol network (CLIP's image encoder), or eval_fid "
+            "0 eval_is 0"
         ) from None

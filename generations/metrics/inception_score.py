@@ -1,4 +1,4 @@
-"""Inception score: how sure a classifier is of each image, and how varied its answers are."""
+"""Inception score: how certain a classifier is of each image, and how diverse its answers are."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -44,7 +44,8 @@ def kernel_distance(
     size = min(subset_size, len(generated), len(real))
     if size < 2:
         raise UserError(
-            f"KID needs two images on each side; there are {len(generated)} and {len(real)}"
+            f"KID needs at least two painted and two real images; there are {len(generated)} and "
+            f"{len(real)}"
         )
     generated, real = (np.asarray(features, np.float64) for features in (generated, real))
     rng = np.random.RandomState(seed)

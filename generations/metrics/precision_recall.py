@@ -31,8 +31,8 @@ def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, fl
     """
     if min(len(generated), len(real)) <= NEIGHBOURS:
         raise UserError(
-            f"precision and recall need {NEIGHBOURS + 1} images on each side; there are "
-            f"{len(generated)} and {len(real)}"
+            f"precision and recall need at least {NEIGHBOURS + 1} painted and as many real images; "
+            f"there are {len(generated)} and {len(real)}"
         )
     found = metric_prc.prc_features_to_metric(
         *(torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real)),

@@ -53,7 +53,10 @@ def r_precision(
     Source: SPEC 10.
     """
     if len(image_features) != len(text_features):
-        raise ValueError(f"{len(image_features)} images but {len(text_features)} captions")
+        raise ValueError(
+            f"the numbers of images, {len(image_features)}, and of captions, {len(text_features)}, "
+            "differ"
+        )
     if negatives is None:
         negatives = draw_negatives(len(text_features), seed=seed)
     return summarize_hits(find_hits(image_features, text_features, negatives), folds, seed)
@@ -90,8 +93,8 @@ def draw_negatives(count: int, negatives: int = 99, seed: int = 42) -> NDArray[n
     """
     if count <= negatives:
         raise UserError(
-            f"R-precision: {count} captions are too few, each is compared with {negatives} others; "
-            f"evaluate at least {negatives + 1}"
+            f"R-precision compares each caption with {negatives} others, so it needs at least "
+            f"{negatives + 1} captions, not {count}"
         )
     rng = random.Random(seed)
     others = np.array([rng.sample(range(count - 1), negatives) for _ in range(count)])
@@ -119,8 +122,8 @@ def find_hard_hits(
     sizes = np.asarray(sizes)
     if len(sizes) != len(image_features) or sizes.sum() != len(text_features) or sizes.min() < 1:
         raise ValueError(
-            f"sizes name {sizes.sum()} captions of {len(sizes)} images; there are "
-            f"{len(text_features)} of {len(image_features)}"
+            f"sizes are for {sizes.sum()} captions of {len(sizes)} images, but there are "
+            f"{len(text_features)} captions of {len(image_features)} images"
         )
     images, texts = _normalize(image_features), _normalize(text_features)
     starts = np.cumsum(sizes) - sizes

@@ -1,4 +1,4 @@
-"""How alike two pictures are: SSIM, and a distance of what a trained network sees in them.
+"""Similarity of pictures: SSIM, and a distance of the features of a trained network.
 
 Shape legend: B batch, S side of a picture.
 """

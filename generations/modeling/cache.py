@@ -1,4 +1,4 @@
-"""Captions written word by word in the causal way, where nothing that was computed changes.
+"""Causal captioning word by word with a key/value cache.
 
 A step computes two positions: the word that was written last, and the [MASK] of the next one. Both
 go into slots of their own; the [MASK]'s is overwritten by the word that takes its place.

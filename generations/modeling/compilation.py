@@ -43,7 +43,7 @@ def compile_layers(
                 written = getattr(module, half)
                 compiled = torch.compile(written, backend=backend, dynamic=True, fullgraph=True)
                 setattr(module, half, compiled)
-    logger.info("layers are compiled when they first run")
+    logger.info("compiling layers when they first run")
     return True
 
 

@@ -21,8 +21,8 @@ _replacement: ContextVar[_Drop | None] = ContextVar("dropout", default=None)
 class Dropout(nn.Dropout):
     """`nn.Dropout`, as this module draws it. Draws from torch's global generator."""
 
-    def forward(self, values: Tensor) -> Tensor:
-        return _drop(values, self.p) if self.training and self.p else values
+    def forward(self, input: Tensor) -> Tensor:
+        return _drop(input, self.p) if self.training and self.p else input
 
 
 def attention(

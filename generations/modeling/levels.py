@@ -37,5 +37,5 @@ def visual_input(batch: Batch, dense: bool) -> dict[str, Tensor]:
     if not dense:
         return {"cluster_ids": batch.cluster_ids}
     if batch.features is None:
-        raise ValueError("this batch was loaded without dense features")
+        raise ValueError("this batch has no dense features")
     return {"features": batch.features}

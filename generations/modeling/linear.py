@@ -54,7 +54,7 @@ def linear(
 def choose_library(model: nn.Module, library: str) -> None:
     """Let all layers of a model use a library of `LIBRARIES`."""
     if library not in LIBRARIES:
-        raise ValueError(f"library {library!r} is none of {', '.join(LIBRARIES)}")
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, not {library!r}")
     for module in model.modules():
         if isinstance(module, Linear):
             module.library = library

@@ -128,7 +128,7 @@ class UnifiedTransformer(nn.Module):
     ) -> Tensor:
         """The visual stream after its own layers: (B, N, H). It does not depend on the text."""
         if (features is None) == (cluster_ids is None):
-            raise ValueError("give either dense features or cluster ids")
+            raise ValueError("pass either dense features or cluster ids, not both or neither")
         content = self.cluster_codebook(cluster_ids) if features is None else features  # (B, N, D)
         if visual_mask is not None:
             # BEFORE the embedding: a masked token keeps its box and loses its content
@@ -536,9 +536,9 @@ def set_codebook(model: UnifiedTransformer, centroids: np.ndarray | Tensor) -> N
     weight = model.cluster_codebook.weight
     if tuple(centroids.shape) != tuple(weight.shape):
         raise UserError(
-            f"centroids have shape {tuple(centroids.shape)}, the model needs "
-            f"{tuple(weight.shape)}: set grid_cluster_num and grid_feat_dim to the codebook's, or "
-            "prepare it anew"
+            f"centroids have the shape {tuple(centroids.shape)}, but the model needs "
+            f"{tuple(weight.shape)}: set grid_cluster_num and grid_feat_dim to match the codebook, "
+            "or make it again with `python generations/prepare.py clusters`"
         )
     with torch.no_grad():
         weight.copy_(torch.as_tensor(np.asarray(centroids)))

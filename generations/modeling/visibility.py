@@ -1,4 +1,4 @@
-"""Who sees whom: which text positions attention may look at, in each way of using the model.
+"""Attention masks: the text positions that are visible, in each use of the model.
 
 A mask is bool, True where a key is visible: (B, S) holds for every position that looks, (1, Q, S)
 has a row for each of them. The image sees of the text what its first position, [CLS], sees: with

@@ -1,4 +1,4 @@
-"""Captions drawn without a graph, whose words run again, many in a batch, for their gradients.
+"""Sample captions without a graph, and recompute their words in batches for the gradients.
 
 A word of a caption is predicted from a text of its own, with a dropout of its own, so the words of
 several steps can run side by side once all are known. This needs one more forward pass than the

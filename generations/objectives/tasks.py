@@ -138,7 +138,7 @@ def xe_t2i(model: UnifiedTransformer, batch: Batch, context: TaskContext) -> Ste
 
 @contextmanager
 def recomputing_layers(model: UnifiedTransformer, wanted: bool) -> Iterator[None]:
-    """Context in which a forward pass keeps what goes into a layer alone."""
+    """Context for activation checkpointing: a forward pass keeps only the input of each layer."""
     model.recompute_layers = wanted
     try:
         yield

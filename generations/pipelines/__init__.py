@@ -1,1 +1,1 @@
-"""Whole jobs made of the rooms below: what entries and tests during training share."""
+"""Complete jobs, built from a configuration: what the entry points and the trainer share."""

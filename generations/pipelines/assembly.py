@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run; nothing below sees the configuration."""
+"""Build the objects of a run from a configuration, which lower levels do not use."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def run_folder(cfg: CfgNode) -> Path:
         UserError: exp_id is empty, or no plain folder name.
     """
     if not cfg.exp_id:
-        raise UserError("exp_id is empty: name the run, for example exp_id my_first_run")
+        raise UserError("exp_id is empty: set a name for the run, for example exp_id my_first_run")
     if Path(cfg.exp_id).name != cfg.exp_id or cfg.exp_id == ".." or "\0" in cfg.exp_id:
         raise UserError(f"exp_id {cfg.exp_id!r} must be a plain folder name, without slashes")
     return Path(cfg.save_dir) / cfg.exp_id
@@ -99,8 +99,9 @@ def open_tokenizer(cfg: CfgNode) -> CaptionTokenizer:
     tokenizer = CaptionTokenizer(cfg.vocab_file or None)
     if len(tokenizer) > cfg.model.vocab_size:
         raise UserError(
-            f"vocabulary {cfg.vocab_file or 'bert-base-uncased'} has {len(tokenizer)} words, the "
-            f"model {cfg.model.vocab_size}: set model.vocab_size {len(tokenizer)}"
+            f"the vocabulary {cfg.vocab_file or 'bert-base-uncased'} has {len(tokenizer)} words, "
+            f"but model.vocab_size is {cfg.model.vocab_size}: set model.vocab_size "
+            f"{len(tokenizer)}"
         )
     return tokenizer
 
@@ -138,22 +139,22 @@ def captioning_batches(
 
 
 def warn_of_other_captioning(cfg: CfgNode, start: Start) -> None:
-    """Warn if weights come from a run that learned captions in the other way."""
+    """Warn if weights were trained with another `captioning` than the configuration has."""
     trained = _trained_with(start, "captioning", "paper")
     if trained not in (None, cfg.captioning):
         logger.warning(
-            "%s was trained with captioning %s and is now read with captioning %s: captions "
-            "will be poor; set captioning %s, or train on",
+            "%s was trained with captioning %s, but captioning is now %s, so captions will be "
+            "poor; set captioning %s, or train further",
             *(start.path, trained, cfg.captioning, trained),
         )
 
 
 def warn_of_guidance(cfg: CfgNode, start: Start) -> None:
-    """Warn if a model is to be guided that has seen no emptied captions in training."""
+    """Warn if guidance is on for a model that was trained without caption_dropout."""
     if cfg.painting.guidance and not _trained_with(start, "caption_dropout", 0.0):
         logger.warning(
-            "painting.guidance %g: %s was trained without caption_dropout, so what it paints from "
-            "no words, and what guidance makes of that, is a guess",
+            "painting.guidance %g: %s was trained without caption_dropout and has not learned to "
+            "paint without a caption, so guidance may make pictures worse",
             *(cfg.painting.guidance, start.path),
         )
 
@@ -191,7 +192,7 @@ def load_trained_model(cfg: CfgNode, runtime: Runtime) -> tuple[UnifiedTransform
     if start.kind == "random":
         where = run_folder(cfg) if cfg.exp_id else "(no exp_id)"
         raise UserError(
-            f"no checkpoint in {where}: train first, or give model_path /path/to/checkpoint"
+            f"no checkpoint in {where}: train first, or set model_path /path/to/checkpoint"
         )
     model = build_model(cfg)
     averaged = bool(cfg.use_ema) and start.kind != "pretrained" and load_averaged(model, start.path)
@@ -214,7 +215,8 @@ def load_image_generator(cfg: CfgNode, runtime: Runtime) -> nn.Module:
     if not Path(cfg.pretrained_generator).exists():
         raise UserError(
             f"pretrained_generator {cfg.pretrained_generator} does not exist: train one with "
-            "`python generations/prepare.py generator`, or give the path of G_60.pth"
+            "`python generations/prepare.py generator`, or set pretrained_generator to the path "
+            "of G_60.pth"
         )
     generator = build_generator(cfg)
     load_generator_weights(generator, cfg.pretrained_generator)

@@ -36,15 +36,15 @@ def score_by_clip(
         UserError: images or CLIP are missing.
     """
     if not cfg.images_dir:
-        raise UserError("caption metric clip_score needs the images: give images_dir")
+        raise UserError("caption metric clip_score needs the images: set images_dir")
     paths = {record.image_id: record.path for record in read_split(cfg.dataset_coco, "test")}
     ids = list(captions)
     files = find_images(cfg.images_dir, [paths[image_id] for image_id in ids])
     lost = [image_id for image_id, file in zip(ids, files, strict=True) if file is None]
     if lost:
         raise UserError(
-            f"caption metric clip_score: {len(lost)} of {len(ids)} images are not in images_dir "
-            f"{cfg.images_dir} (image ids {', '.join(map(str, lost[:3]))}); add them"
+            f"caption metric clip_score: {len(lost)} of {len(ids)} images are missing in "
+            f"images_dir {cfg.images_dir} (image ids {', '.join(map(str, lost[:3]))}); add them"
         )
     clip = load_configured_clip(cfg, here.device)
     pictures = [

@@ -193,7 +193,7 @@ def _decode(
             num_captions=settings.num_captions,
         )
     if settings.method != "sample":
-        raise ValueError(f"method {settings.method!r} writes no alternatives; take beam or sample")
+        raise ValueError(f"method {settings.method!r} writes no alternatives; use beam or sample")
     seeds = [derive_seed(settings.seed, image_id) for image_id in image_ids]
     return sampled_captions(
         model,

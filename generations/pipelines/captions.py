@@ -51,7 +51,7 @@ def prepare_captions(cfg: CfgNode, here: Runtime) -> None:
     )
     kept = [record for record, problem in zip(kept, unreadable, strict=True) if not problem]
     if not any(record.split == "train" for record in kept):
-        raise UserError(f"captions {cfg.captions_file}: no image of the split train is left")
+        raise UserError(f"captions {cfg.captions_file}: no images are left in the split train")
     write_karpathy(cfg.dataset_coco, kept, cfg.captions_file)
     splits = dict.fromkeys(IMAGE_SPLITS, 0) | Counter(record.split for record in kept)
     left_out = len(records) - len(kept)
@@ -69,7 +69,7 @@ def check_captions(cfg: CfgNode) -> None:
         check_sources(cfg)
     found = _read(cfg, unpack=False)
     if not cfg.images_dir:
-        logger.info("images_dir is empty, so it was not checked whether the images are there")
+        logger.info("images_dir is empty, so the images were not checked")
     elif not found.packed:
         _with_files(cfg, found.records)
 
@@ -79,7 +79,7 @@ def check_sources(cfg: CfgNode) -> None:
     for key, what in (("images_dir", "the folder of images"), ("captions_file", "their captions")):
         if not cfg[key]:
             raise UserError(
-                f"{key} is empty: give {what}, for example images_dir /path/to/images "
+                f"{key} is empty: set it to {what}, for example images_dir /path/to/images "
                 "captions_file /path/to/dataset.json (a Karpathy split file, COCO "
                 "captions_*.json, .csv, .tsv or one of the other forms in docs/data.md); for the "
                 "mini world run the step mini-world first"
@@ -131,7 +131,7 @@ def _with_files(
     unnamed = len(set(picture_files(cfg.images_dir)) - set(files))
     if unnamed or lost:
         logger.warning(
-            "images_dir %s: %s pictures that no caption is of, %s images without a picture",
+            "images_dir %s: %s pictures without captions, %s captioned images without a picture",
             *(cfg.images_dir, f"{unnamed:,}", f"{len(lost):,}"),
         )
     report_problems(
@@ -145,15 +145,14 @@ def _with_files(
 
 
 def _check_ours(cfg: CfgNode) -> None:
-    """Raise rather than write over a split file of the user's."""
+    """Raise a UserError if the split file was not made by this program."""
     if not Path(cfg.dataset_coco).exists():
         return
     content = read_json(cfg.dataset_coco, "dataset_coco")
     if not isinstance(content, dict) or "prepared_from" not in content:
         raise UserError(
             f"dataset_coco {cfg.dataset_coco} was not made by prepare.py and would be overwritten: "
-            "move it away, or choose another data_dir; if it is the split file to use, skip the "
-            "step captions"
+            "move it away or choose another data_dir; to use it as it is, skip the step captions"
         )
 
 

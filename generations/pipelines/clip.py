@@ -52,9 +52,9 @@ def train_small_clip(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     """
     if not is_small_clip(cfg):
         raise UserError(
-            f"clip.model {cfg.clip.model!r}, clip.weights {cfg.clip.weights!r}: this CLIP is not "
-            "trained here; leave both empty to train a small one in data_dir, or name clip.json "
-            "and clip.safetensors in a folder of data_dir"
+            f"the step clip cannot train clip.model {cfg.clip.model!r} clip.weights "
+            f"{cfg.clip.weights!r}; set both to '' to train a small CLIP in data_dir, or to "
+            "clip.json and clip.safetensors in a folder of data_dir"
         )
     pairs = image_files(cfg)
     train = [pair for pair in pairs if pair[0].split == "train"]

@@ -121,7 +121,7 @@ class Demo:
         settings = settings or self.painting
         text = clean_caption(caption)
         if not text:
-            raise UserError("the caption is empty: write what to paint")
+            raise UserError("the caption is empty: type what to paint")
         text = text if text.endswith(".") else f"{text}."  # as every training caption
         ids = self._tokenizer.encode_for_painting(text, settings.text_length)
         with self._here.autocast():
@@ -214,7 +214,7 @@ def read_examples(folder: Path) -> list[Example]:
         return [Example(str(item["caption"]), folder / Path(item["file"]).name) for item in entries]
     except (TypeError, KeyError):
         raise UserError(
-            f"examples: {folder / 'captions.json'} must list entries with caption and file"
+            f"examples: {folder / 'captions.json'} must be a list of entries with caption and file"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A run and what it needs from its data folder, gathered into one folder that works alone."""
+"""Export a run: copy it, and what it needs from its data folder, into one folder."""
 
 import dataclasses
 import logging
@@ -68,7 +68,7 @@ class Exported:
 
 
 def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str) -> Exported:
-    """Gather a run into a folder. Weights are checked by loading them, before anything is written.
+    """Export a run into a folder. The weights are loaded first, which checks them.
 
     Args:
         cfg: the run's configuration.
@@ -91,7 +91,9 @@ def export_run(cfg: CfgNode, here: Runtime, folder: Path, name: str, config: str
     small_clip = is_small_clip(cfg) and Path(cfg.clip.weights).is_file()
     clip = load_configured_clip(cfg) if small_clip else None
     if Path(start.path).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder} holds the weights themselves: choose another folder")
+        raise UserError(
+            f"--out {folder} is the folder of the model's weights: choose another folder"
+        )
     examples = _examples(cfg)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,7 @@ def _examples(cfg: CfgNode) -> list[tuple[str, Path]]:
     try:
         records = read_split(cfg.dataset_coco, "test")
     except UserError as error:
-        logger.warning("no examples are exported: %s", error)
+        logger.warning("the export has no examples: %s", error)
         return []
     found = dataset_examples(records, cfg.images_dir)
     return [(example.caption, example.image) for example in found if example.image]

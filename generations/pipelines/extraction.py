@@ -1,4 +1,4 @@
-"""Which extractor made the features of a dataset, and getting the same one again.
+"""Find the extractor that made the features of a dataset, and build it again.
 
 data_dir/manifest.json remembers it with the hash of its weights; a run remembers in its folder
 what the features were that it was trained on.
@@ -57,7 +57,7 @@ def configured_extractor(
 
 
 def remember_extractor(cfg: CfgNode, folder: Path, resumed: bool) -> None:
-    """Note in a run's folder what made the features it is trained on.
+    """Record in a run's folder the extractor of the features that it is trained on.
 
     Raises:
         UserError: a resumed run began with features of another extractor.
@@ -70,7 +70,8 @@ def remember_extractor(cfg: CfgNode, folder: Path, resumed: bool) -> None:
     if resumed and before is not None and _essence(before) != _essence(now):
         raise UserError(
             f"{folder} was trained on features of {name_of(before)}, but data_dir {cfg.data_dir} "
-            f"now holds features of {name_of(now)}: choose another exp_id or the data_dir of before"
+            f"now has features of {name_of(now)}: choose another exp_id, or the data_dir that it "
+            "was trained on"
         )
     write_json(path, now)
 
@@ -92,13 +93,14 @@ def remembered_extractor(cfg: CfgNode, folder: Path | None, device: torch.device
     run = _of_run(folder) if folder else None
     if run and dataset and _essence(run) != _essence(dataset):
         raise UserError(
-            f"{folder} was trained on features of {name_of(run)}, but data_dir {cfg.data_dir} "
-            f"holds features of {name_of(dataset)}: give the data_dir it was trained on"
+            f"{folder} was trained on features of {name_of(run)}, but data_dir {cfg.data_dir} has "
+            f"features of {name_of(dataset)}: set data_dir to the one it was trained on"
         )
     entry = run or dataset
     if entry is None:
         logger.warning(
-            "neither the run nor %s says what made its features; taking features.extractor %s",
+            "neither the run nor %s records the extractor of its features; using "
+            "features.extractor %s",
             *(Path(cfg.data_dir) / MANIFEST, cfg.features.extractor),
         )
         return build_extractor(extractor_settings(cfg), device)
@@ -115,7 +117,7 @@ def remembered_extractor(cfg: CfgNode, folder: Path | None, device: torch.device
     if _essence(now) != _essence(entry):
         raise UserError(
             f"the features of {cfg.data_dir} were made by {name_of(entry)}, but features.weights "
-            f"now give {name_of(now)}: give the weights of before, or make the features again"
+            f"give {name_of(now)}: set the original weights, or make the features again"
         )
     logger.info("extractor: %s", name_of(now))
     return extractor
@@ -151,8 +153,8 @@ def _check_configuration(cfg: CfgNode, entry: dict[str, Any]) -> None:
         if asked in (made, usual) or made is None:
             continue
         raise UserError(
-            f"{key} {asked}: the features of {cfg.data_dir} were made by {name_of(entry)}; leave "
-            f"{key} out, or make the features again"
+            f"{key} {asked} does not match the features of {cfg.data_dir}, which were made by "
+            f"{name_of(entry)}; leave out {key}, or make the features again"
         )
 
 
@@ -176,7 +178,9 @@ def _checked(entry: Any, path: Path) -> dict[str, Any]:
         (key in entry or key in optional) and isinstance(entry.get(key, ""), kind)
         for key, kind in (wanted | optional).items()
     ):
-        raise UserError(f"{path} does not say which extractor made the features: make them again")
+        raise UserError(
+            f"{path} does not record the extractor of the features: make the features again"
+        )
     return entry
 
 

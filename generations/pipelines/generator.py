@@ -89,7 +89,7 @@ class _Journal:
             self._seconds = float(saved["seconds"])
             return saved["state"]
         except (UserError, KeyError, TypeError, ValueError) as error:
-            logger.warning("image generator: %s; the training begins anew", error)
+            logger.warning("image generator: %s; training starts from the beginning", error)
             return None
 
     def open(self, step: int) -> None:
@@ -151,7 +151,7 @@ def train_image_generator(cfg: CfgNode, runtime: Runtime) -> dict[str, float]:
     state = journal.earlier_state()
     wait_for_all(runtime)  # all have read it before it is written again
     if state is not None:
-        logger.info("image generator: going on after step %d", state["steps"])
+        logger.info("image generator: resuming after step %d", state["steps"])
     codebook = torch.as_tensor(centroids, device=runtime.device)
     if runtime.is_main:
         journal.open(state["steps"] if state else 0)

@@ -1,4 +1,4 @@
-"""Trained networks that the training of the image generator looks at pictures with."""
+"""Trained networks for the perceptual loss and the evaluation of the image generator."""
 
 import logging
 from collections.abc import Callable
@@ -48,7 +48,8 @@ def _resnet50(weights: str, seed: int) -> nn.Module:
         if name not in ResNet50_Weights.__members__:
             known = ", ".join(ResNet50_Weights.__members__)
             raise UserError(
-                f"generator.perceptual_weights {weights!r} is no file and none of {known}, {RANDOM}"
+                f"generator.perceptual_weights {weights!r} must be a file or one of {known}, "
+                f"{RANDOM}"
             )
         entry = ResNet50_Weights[name]
         try:
@@ -56,14 +57,15 @@ def _resnet50(weights: str, seed: int) -> nn.Module:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"generator.perceptual_weights {name} cannot be downloaded "
-                f"({' '.join(str(error).split())[:120]}); get {entry.url} and give its path, or "
-                "set generator.perceptual '' to train without a perceptual loss"
+                f"({' '.join(str(error).split())[:120]}); get {entry.url} and set "
+                "generator.perceptual_weights to the file, or set generator.perceptual '' to "
+                "train without a perceptual loss"
             ) from None
     try:
         return resnet50_features(state)
     except RuntimeError as error:
         raise UserError(
-            f"generator.perceptual_weights {weights} are not those of a ResNet-50 "
+            f"generator.perceptual_weights {weights} do not fit a ResNet-50 "
             f"({' '.join(str(error).split())[:120]})"
         ) from None
 
@@ -108,7 +110,9 @@ def open_perceptual(cfg: CfgNode, device: torch.device) -> nn.Module | None:
         return None
     if name not in PERCEPTUAL:
         known = ", ".join(sorted(PERCEPTUAL))
-        raise UserError(f"generator.perceptual {name!r} is none of {known}, or '' for none")
+        raise UserError(
+            f"generator.perceptual must be one of {known}, or '' for none, not {name!r}"
+        )
     return PERCEPTUAL[name](cfg.generator.perceptual_weights, cfg.seed).to(device).eval()
 
 
@@ -188,8 +192,8 @@ def reconstruction_distance(
         there = is_at_hand(cfg.eval_protocol, cfg.eval_weights)
     if not there:
         logger.info(
-            "image generator: FID of reconstructions is left out, for the network of eval_protocol "
-            "%s is not there",
+            "image generator: FID of reconstructions is left out, because the network of "
+            "eval_protocol %s is not available",
             cfg.eval_protocol,
         )
         return None

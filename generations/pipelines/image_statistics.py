@@ -69,8 +69,8 @@ def open_network(
     if cfg.eval_protocol == "network":
         if cfg.eval_is:
             raise UserError(
-                "eval_is 1 needs a classifier, which CLIP's image half is not: set eval_is 0, or "
-                "eval_protocol torchvision or tf"
+                "eval_is 1 needs a classifier, and eval_protocol network has none: set eval_is 0, "
+                "or eval_protocol torchvision or tf"
             )
         name, model = clip()
         size = int(model.config["model_cfg"]["embed_dim"])
@@ -176,11 +176,11 @@ def compare(generated: FeatureMeter, real: RealStatistics, label: str) -> dict[s
     size = len(ours.mean)
     for what, count in (("pictures", ours.count), ("real images", theirs.count)):
         if count < 2:
-            raise UserError(f"FID needs two {what} at least; there are {count}")
+            raise UserError(f"FID needs at least two {what}; there are {count}")
         if count <= size:
             logger.warning(
-                "FID: %d %s for %d feature dimensions: their covariance is singular and the figure "
-                "is too high; compare it only with figures of as many pictures, or look at KID",
+                "FID: with %d %s and %d feature dimensions the covariance is singular and FID is "
+                "too high; compare it only with FIDs of equally many pictures, or use KID",
                 *(count, what, size),
             )
     fid = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
@@ -206,8 +206,8 @@ def real_files(cfg: CfgNode) -> list[Path]:
             return list_images(Path(cfg[key]), key)
     if not cfg.images_dir:
         raise UserError(
-            f"eval_fid and eval_prc need real images: give images_dir or {' or '.join(keys)}, or "
-            "set both to 0"
+            f"eval_fid and eval_prc need real images: set images_dir or {' or '.join(keys)}, or "
+            "set both flags to 0"
         )
     splits = ",".join(SIDES if cfg.test_val2014 else SIDES[:1])
     records = select_splits(read_karpathy(cfg.dataset_coco), splits)
@@ -215,9 +215,9 @@ def real_files(cfg: CfgNode) -> list[Path]:
     lost = [record.path for record, file in zip(records, files, strict=True) if file is None]
     if lost:
         raise UserError(
-            f"eval_fid: {len(lost)} of {len(records)} real images are not in images_dir "
+            f"eval_fid: {len(lost)} of {len(records)} real images are missing in images_dir "
             f"{cfg.images_dir} ({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}); add "
-            f"them, or give {' or '.join(keys)}"
+            f"them, or set {' or '.join(keys)}"
         )
     return [file for file in files if file is not None]
 
@@ -240,7 +240,7 @@ def real_statistics(
     if done == len(files):
         if not here.is_main:
             _resume(path, meter, True)
-        logger.info("real images: statistics of %d from %s", meter.statistics.count, path)
+        logger.info("real images: read the statistics of %d from %s", meter.statistics.count, path)
         return RealStatistics(meter.statistics, meter.features())
     logger.info("real images: measuring %d by %s", len(files) - done, network.label)
     saved = done
@@ -290,7 +290,7 @@ def _resume(path: Path, meter: FeatureMeter, fill: bool) -> int:
     except FileNotFoundError:
         return 0
     except Exception:  # a damaged file can raise anything
-        logger.warning("%s is damaged: the real images are measured again", path)
+        logger.warning("%s is damaged: measuring the real images again", path)
         return 0
     if fill:
         meter.statistics = statistics

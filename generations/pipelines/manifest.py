@@ -14,7 +14,7 @@ _LIBRARIES = ("faiss", "h5py", "numpy", "PIL", "tokenizers", "torch")
 
 
 def note(cfg: CfgNode, step: str, **facts: Any) -> None:
-    """Put what a step did into the manifest, in place of what it did before.
+    """Record a step in the manifest; this replaces its earlier record.
 
     Args:
         cfg: says where the data is.
@@ -40,5 +40,8 @@ def read_manifest(cfg: CfgNode) -> dict[str, Any]:
     path = Path(cfg.data_dir) / MANIFEST
     manifest = read_json(path, "manifest") if path.exists() else {}
     if not isinstance(manifest, dict):
-        raise UserError(f"manifest {path} is not ours: move it away, or choose another data_dir")
+        raise UserError(
+            f"manifest {path} was not written by this program: move it away, or choose another "
+            "data_dir"
+        )
     return manifest

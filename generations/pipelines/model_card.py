@@ -7,16 +7,16 @@ from generations.reporting.page import caption_of, number
 
 CARD = Template("""# $name
 
-A unified transformer that captions images and paints images from text, with all it needs: this
-folder works alone. Made by `generations/export.py`; the figures are those of the run it came from.
+A unified transformer that captions images and paints images from text. This folder contains
+everything that the model needs. `generations/export.py` made it from a training run.
 
 | part | parameters |
 | --- | ---: |
 $counts
 
-$total_mb MB in all. `model.safetensors` holds the codebook of grid features too, so that dense
-features can be turned into clusters. A CLIP in this folder is one that `prepare.py clip` trained
-on the same data; its image half is the evaluation network of `eval_protocol network`.
+$total_mb MB in all. `model.safetensors` includes the codebook, which maps dense grid features to
+clusters. If the folder has a CLIP, `prepare.py clip` trained it on the same data;
+`eval_protocol network` evaluates pictures with its image encoder.
 
 ## Use
 
@@ -32,25 +32,25 @@ model, cfg = from_pretrained("$folder")
 
 ## Training
 
-Iteration $iteration, last trained on $tasks. Its sizes are in `config.yaml`.
+Iteration $iteration, last trained on $tasks. `config.yaml` has its sizes.
 
-## Figures
+## Metrics
 
-On the test split of its dataset.
+Measured on the test split of its dataset.
 
 $figures
 
 ## Limits
 
-It knows the words, things and drawing style of the data it was trained on and nothing else. A
-model of the mini world is a toy for trying the code: what it says of photographs means nothing,
-and words that it does not know are spelt letter by letter and mostly ignored. A CLIPScore by the
-CLIP in this folder is on a scale of its own and cannot be compared with that of papers.
+The model knows only the words, objects and style of its training data. A model of the mini world
+is a toy for trying the code: its captions of photographs are meaningless, and it reads unknown
+words letter by letter and mostly ignores them. CLIPScores by the CLIP in this folder have their
+own scale; do not compare them with published ones.
 
 ## Licence
 
-MIT, as the code. Vocabularies are those of BERT (`bert-base-uncased`, Google, Apache 2.0), or
-begin with its lines.
+MIT, as the code. The vocabulary is that of BERT (`bert-base-uncased`, Google, Apache 2.0), or
+begins with its lines.
 
 ## Files
 
@@ -97,7 +97,7 @@ def model_card(
         for figure, value in values.items()
         if not figure.endswith("_std")
     ]
-    table = ["| samples | figure | value |", "| --- | --- | ---: |", *rows]
+    table = ["| samples | metric | value |", "| --- | --- | ---: |", *rows]
     return CARD.substitute(
         name=name,
         folder=folder,

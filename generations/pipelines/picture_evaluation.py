@@ -1,4 +1,4 @@
-"""Figures of a folder of pictures: one pass over them for all that is asked."""
+"""Metrics of a folder of pictures, computed in one pass."""
 
 import hashlib
 import logging
@@ -82,7 +82,7 @@ class _Clip:
 def evaluate_pictures(
     cfg: CfgNode, folder: Path, here: Runtime, protocol_name: str | None = None
 ) -> PictureFigures:
-    """Measure a folder of pictures by all that the flags eval_* ask for.
+    """Compute the metrics that the eval_* flags select for a folder of pictures.
 
     Args:
         cfg: the configuration; at least one flag is on.
@@ -202,12 +202,13 @@ def _clip_figures(
         absent = [kind for kind in hard if f"r_precision_hard_{kind}" not in found]
         if len(absent) == len(hard):
             raise UserError(
-                "eval_rprec_hard: no caption has a word that can be swapped (colour, number, noun "
-                "or verb of dataset_coco); set eval_rprec_hard 0"
+                "eval_rprec_hard: no caption has a word to swap (a colour, number, noun or verb "
+                "of dataset_coco); set eval_rprec_hard 0"
             )
         if absent:
             logger.warning(
-                "R-precision-hard: no caption has a %s to swap, so there is no mean over all kinds",
+                "R-precision-hard: no caption has a %s to swap, so the mean over all kinds is "
+                "left out",
                 " or a ".join(absent),
             )
         figures |= found

@@ -52,10 +52,10 @@ def read_painted_folder(folder: Path) -> list[PaintedPicture]:
     for place, item in enumerate(items if isinstance(items, list) else [], 1):
         file, caption, image_id = _entry(item)
         if not file or not caption:
-            raise UserError(f"manifest {manifest}: entry {place} needs a file and a caption")
+            raise UserError(f"manifest {manifest}: entry {place} must have a file and a caption")
         pictures.append(PaintedPicture(folder / Path(file).name, caption, image_id))
     if not pictures:
-        raise UserError(f"manifest {manifest} lists no pictures; paint some with sample_images.py")
+        raise UserError(f"manifest {manifest} has no pictures; paint some with sample_images.py")
     listed = {picture.file.name for picture in pictures}
     there = {path.name for path in folder.glob("*.png")}
     report_problems(
@@ -94,9 +94,9 @@ def _read_names(folder: Path) -> list[PaintedPicture]:
             bare.append(path.name)
     if not found:
         raise UserError(
-            f"pictures to score: {folder} holds neither manifest.json nor pictures named "
-            "img<number>.<caption>.png; to measure FID and IS alone set eval_clipscore 0 "
-            "eval_rprec 0 eval_rprec_hard 0"
+            f"pictures to score: {folder} has neither a manifest.json nor pictures named "
+            "img<number>.<caption>.png; for FID and IS alone set eval_clipscore 0 eval_rprec 0 "
+            "eval_rprec_hard 0"
         )
     report_problems(
         f"pictures to score: {folder}",
@@ -121,7 +121,7 @@ def list_images(folder: Path, what: str) -> list[Path]:
         raise UserError(f"{what}: there is no folder {folder}")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f"{what}: {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{what}: {folder} has no images ({', '.join(sorted(SUFFIXES))})")
     return found
 
 

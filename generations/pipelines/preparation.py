@@ -62,8 +62,9 @@ def prepare_vocabulary(cfg: CfgNode, here: Runtime) -> None:
     """
     if not makes_vocabulary(cfg):
         raise UserError(
-            f"vocab_file {cfg.vocab_file!r}: name a new file in data_dir, such as vocab_file "
-            f"{Path(cfg.data_dir) / 'vocab.txt'}; a vocabulary from elsewhere is not written over"
+            "vocab_file must be a new file in data_dir, such as "
+            f"{Path(cfg.data_dir) / 'vocab.txt'}, not {cfg.vocab_file!r}; other files are not "
+            "overwritten"
         )
     records = select_splits(read_karpathy(cfg.dataset_coco), "train")
     pieces = occurring_pieces(text for record in records for text in record.captions)
@@ -132,7 +133,7 @@ def _extract(
     if writer.is_finished:
         logger.info("features: %s is up to date (%d images)", writer.path, len(images))
     elif writer.done:
-        logger.info("features: going on after %d of %d images", writer.done, len(images))
+        logger.info("features: resuming after %d of %d images", writer.done, len(images))
     names = iter(missing)
     batches = load_images(
         [images[name] for name in missing],
@@ -145,7 +146,7 @@ def _extract(
                 if isinstance(picture, UserError):
                     raise UserError(
                         f"{picture}; remove it from {cfg.dataset_coco}, or run the step captions "
-                        "with features.skip_bad 1"
+                        "again with features.skip_bad 1"
                     )
             for grid in extractor(
                 [picture for picture in batch if isinstance(picture, np.ndarray)]
@@ -180,7 +181,7 @@ def prepare_clusters(cfg: CfgNode, here: Runtime) -> None:
     most = cfg.grid_cluster_num * cfg.clusters.max_points_per_centroid
     points = sample_cells(train.read, names, cfg.grid_size**2, most, cfg.seed)
     logger.info(
-        "clusters: k-means of %d cells of %d images, K %d, %d iterations",
+        "clusters: k-means on %d cells of %d images, K %d, %d iterations",
         *(len(points), len(names), cfg.grid_cluster_num, cfg.clusters.iterations),
     )
     centroids = fit_kmeans(points, cfg.grid_cluster_num, cfg.clusters.iterations, cfg.seed)
@@ -194,8 +195,8 @@ def prepare_clusters(cfg: CfgNode, here: Runtime) -> None:
         np.save(temporary, centroids)
     note(cfg, "clusters", seed=cfg.seed, iterations=cfg.clusters.iterations, **asdict(quality))
     logger.info(
-        "clusters: inertia %.4g a cell, %d of %d used, mean distance of a centroid to the nearest "
-        "other %.4g",
+        "clusters: inertia %.4g a cell, %d of %d clusters used, mean distance of a centroid to "
+        "its nearest neighbour %.4g",
         *(quality.inertia, quality.used, quality.clusters, quality.nearest_centroid),
     )
 

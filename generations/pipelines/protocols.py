@@ -1,4 +1,4 @@
-"""Protocols by name: every choice that figures of pictures depend on, so that it can be told.
+"""Named evaluation protocols, which fix every choice that the metrics of pictures depend on.
 
 Papers differ in them, and a figure means little without them.
 """
@@ -72,8 +72,8 @@ def apply_protocol(cfg: CfgNode, name: str | None) -> CfgNode:
             node, default = node[parent], default[parent]
         if node[last] not in (value, default[last]):
             raise UserError(
-                f"--protocol {name} sets {key} to {value!r}, but the configuration to "
-                f"{node[last]!r}: leave one of them out"
+                f"--protocol {name} sets {key} to {value!r}, but the configuration sets it to "
+                f"{node[last]!r}: leave out one of them"
             )
         node[last] = value
     changed.freeze()
@@ -84,7 +84,7 @@ def check_count(name: str | None, pictures: int) -> None:
     """Raise a UserError unless there are as many pictures as the protocol asks for."""
     if name is not None and pictures != PROTOCOLS[name].pictures:
         raise UserError(
-            f"--protocol {name} is of {PROTOCOLS[name].pictures:,} pictures, but there are "
+            f"--protocol {name} needs {PROTOCOLS[name].pictures:,} pictures, but there are "
             f"{pictures:,}: paint them with sample_images.py --protocol {name}, or evaluate "
             "without --protocol"
         )

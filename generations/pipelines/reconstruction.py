@@ -1,4 +1,4 @@
-"""Figures and a picture of how images come back from their cluster ids."""
+"""Measure and show how images are reconstructed from their cluster ids."""
 
 import logging
 from pathlib import Path
@@ -43,7 +43,7 @@ def judge_reconstruction(
     try:
         network = lite0_features("").to(codebook.device)
     except UserError as error:  # a package that need not be there
-        logger.info("no distance of features: %s", error)
+        logger.info("the feature distance is left out: %s", error)
         network = None
     similarities, distances = [], []
 
@@ -67,4 +67,4 @@ def _show(path: Path, real: Tensor, painted: Tensor) -> None:
     pairs = [torch.cat(pair, 2) for pair in zip(real[:_SHOWN], painted[:_SHOWN], strict=True)]
     with atomic_path(path) as temporary:
         save_image(make_grid(pairs, _COLUMNS, padding=4, pad_value=1).cpu(), temporary, "png")
-    logger.info("image generator: real pictures beside painted ones in %s", path)
+    logger.info("image generator: real pictures and reconstructions are in %s", path)

@@ -16,7 +16,7 @@ def image_files(cfg: CfgNode) -> list[tuple[ImageRecord, Path]]:
         UserError: an image has no file.
     """
     if not cfg.images_dir:
-        raise UserError("images_dir is empty: give the folder of the images of dataset_coco")
+        raise UserError("images_dir is empty: set it to the folder of the images of dataset_coco")
     records = read_karpathy(cfg.dataset_coco)
     files = find_images(cfg.images_dir, [record.path for record in records])
     lost = [record.path for record, file in zip(records, files, strict=True) if file is None]

@@ -85,8 +85,8 @@ class Validation:
         signals = [name for name in gather_lists([self._heard()], self._runtime) if name]
         if signals and len(written) < len(self._records):
             raise StopRequested(
-                f"{signals[0]} came during the test of iteration {iteration}, which is saved; the "
-                "same command makes the test and goes on"
+                f"received {signals[0]} during the test of iteration {iteration}, which is saved; "
+                "give the same command again to repeat the test and continue"
             )
         found: list[float] = []
         if self._runtime.is_main:

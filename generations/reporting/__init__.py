@@ -1,1 +1,1 @@
-"""A run's results as pages and pictures to look at; `generations/report.py` is the entry."""
+"""Report pages and contact sheets of a run; `generations/report.py` is the entry."""

@@ -36,7 +36,9 @@ def read_curves(folder: Path) -> list[Curve]:
         try:
             events.Reload()
         except Exception as error:  # a damaged file can raise anything
-            logger.warning("event files in %s are damaged (%s): no curves of them", place, error)
+            logger.warning(
+                "event files in %s are damaged (%s): their curves are left out", place, error
+            )
             continue
         prefix = "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
         for tag in events.Tags()[SCALARS]:

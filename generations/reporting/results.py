@@ -130,11 +130,11 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
     scored = _newest(folder.glob("metrics_*.json"))
     figures = read_figures(folder)
     if not figures:
-        notes.append("No metrics yet: evaluate.py scores the samples.")
+        notes.append("No metrics yet: run evaluate.py.")
     written = _newest(folder.glob("captions_test_*.json")).get("captions_test")
     writings = _read_writings(written, images, scored) if written else []
     if not written:
-        notes.append("No captions written yet: inference.py writes them.")
+        notes.append("No captions yet: run inference.py.")
     painted = _newest(path.parent for path in painted_folder.glob("images_test_*/manifest.json"))
     paintings: list[Painting] = []
     traces: list[Trace] = []
@@ -142,10 +142,10 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
         paintings = _read_paintings(painted["images_test"], images, scored, notes)
         traces = _read_traces(painted["images_test"][1] / "steps.json")
     else:
-        notes.append("No pictures painted yet: sample_images.py paints them.")
+        notes.append("No pictures yet: run sample_images.py.")
     found = [item.real for item in paintings] + [item.image for item in writings]
     if found and not any(found):
-        notes.append("The real images are not shown: images_dir does not hold them.")
+        notes.append("The real images are not shown, because they are not in images_dir.")
     parts = {
         "figures": scored.get("metrics_captions_test"),
         "captions": written,
@@ -154,7 +154,7 @@ def gather(folder: Path, painted_folder: Path, images: RealImages) -> Results:
     made = {what: part[0] for what, part in parts.items() if part and part[0] is not None}
     if len(set(made.values())) > 1:
         listed = ", ".join(f"{what} {number}" for what, number in made.items())
-        notes.append(f"These results are of different iterations: {listed}.")
+        notes.append(f"These results come from different iterations: {listed}.")
     iteration = max(made.values(), default=None)
     return Results(figures, paintings, writings, iteration, notes, traces)
 
@@ -189,14 +189,14 @@ def _read_figures(path: Path) -> dict[str, float]:
     content = read_json(path, "metrics")
     figures = content.get("figures") if isinstance(content, dict) else None
     if not isinstance(figures, dict):
-        raise UserError(f"metrics: {path} holds no figures; run evaluate.py again")
+        raise UserError(f"metrics: {path} has no metrics; run evaluate.py again")
     try:
         if not all(isinstance(value, (int, float)) for value in figures.values()):
             raise ValueError
         return {str(name): float(value) for name, value in figures.items()}
     except (ValueError, OverflowError):  # JSON's numbers have no end
         raise UserError(
-            f"metrics: {path} holds figures that are no numbers; run evaluate.py again"
+            f"metrics: {path} has values that are not numbers; run evaluate.py again"
         ) from None
 
 
@@ -285,5 +285,7 @@ def _entries(found: Any, path: Path, keys: dict[str, type]) -> list[dict[str, An
         isinstance(entry, dict) and all(isinstance(entry.get(key), keys[key]) for key in keys)
         for entry in found
     ):
-        raise UserError(f"{path} must list entries with {' and '.join(keys)}; make it again")
+        raise UserError(
+            f"{path} must be a list of entries with {' and '.join(keys)}; make it again"
+        )
     return found

@@ -126,7 +126,9 @@ def gather_table(folder: Path) -> Table:
             }
             found.setdefault(match["name"], {})[int(match["seed"])] = flat
     if not found:
-        raise UserError(f"{folder}: no finished runs of scripts/table1.sh are there")
+        raise UserError(
+            f"{folder} has no finished runs of scripts/table1.sh; run that script first"
+        )
     columns = [_named(column, found) for column in COLUMNS]
     rows = []
     for row in ROWS:
@@ -155,8 +157,8 @@ def _named(column: Column, found: Mapping[str, Mapping[int, Mapping[str, float]]
         return column
     if len(names) > 1:
         raise UserError(
-            f"the runs have {' and '.join(sorted(names))}, which cannot be compared: evaluate them "
-            "all with one eval_protocol"
+            f"the runs have different metrics, {' and '.join(sorted(names))}: evaluate all of them "
+            "with the same eval_protocol"
         )
     name = names.pop()
     return Column(f"{column.title} ({name[len(start) :]})", name, column.group, 1, column.digits)
@@ -207,7 +209,7 @@ def to_markdown(table: Table) -> str:
             *lines,
             "\nDifferences to ours with the same seed:\n",
             *differences,
-            "\nPublished (COCO; FID by the original's network). Empty: not at hand.\n",
+            "\nPublished (COCO; FID by the original's network). Empty cells: not available.\n",
             *published,
             "",
         ]

@@ -95,7 +95,7 @@ class DocumentFrequency:
         )
         documents = found["documents"]
         if not fits or documents.shape != () or documents.dtype.kind not in "iu" or documents < 1:
-            raise UserError(f"{what} {path}: its tables do not fit together; {fix}")
+            raise UserError(f"{what} {path}: its tables do not match each other; {fix}")
         return cls(int(documents), tuple(keys), tuple(counts))
 
 
@@ -208,7 +208,8 @@ def self_critical_reward(
     """
     if not len(sample_ids) == len(greedy_ids) == len(references):
         raise ValueError(
-            f"{len(sample_ids)} samples, {len(greedy_ids)} baselines and {len(references)} images"
+            f"the numbers differ: {len(sample_ids)} samples, {len(greedy_ids)} baselines, "
+            f"{len(references)} images"
         )
     both = [*_rows(sample_ids), *_rows(greedy_ids)]
     scores = cider_d(both, references, document_frequency=document_frequency)
@@ -264,11 +265,16 @@ def _cut(tokens: Ints, lengths: Ints, strip: bool = False) -> tuple[Ints, Ints]:
 def _owners(image_of: Sequence[int] | None, total: int, images: int) -> Ints:
     if image_of is None:
         if total % max(images, 1):
-            raise ValueError(f"{total} hypotheses are no multiple of {images} images")
+            raise ValueError(
+                f"the number of hypotheses, {total}, is not a multiple of the number of images, "
+                f"{images}"
+            )
         return np.arange(total) % max(images, 1)
     image = np.asarray(image_of, dtype=np.int64)
     if image.shape != (total,) or (total and not 0 <= image.min() <= image.max() < images):
-        raise ValueError(f"image_of must name one of {images} images for {total} hypotheses")
+        raise ValueError(
+            f"image_of must have the index of one of {images} images for each of {total} hypotheses"
+        )
     return image
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Precision:
-    """Of the numbers that a run computes with.
+    """The precision that a run computes in.
 
     Attributes:
         half: autocast on a GPU to bfloat16, or float16 where it has no bfloat16.
@@ -173,8 +173,8 @@ def start(
             raise
         raise ProcessLostError(
             f"process {os.environ.get('RANK', '0')} lost {who} "
-            f"({' '.join(str(error).split())[:160]}); started again, the run goes on from its "
-            "newest checkpoint"
+            f"({' '.join(str(error).split())[:160]}); give the same command again to continue from "
+            "the newest checkpoint"
         ) from error
     finally:
         _leave()
@@ -205,7 +205,7 @@ def _meet(store: Any, rank: int, world_size: int, patience: timedelta) -> str:
             if store.check([f"generations/came/{own}/{other}"]):
                 waiting.remove(other)
         if time.monotonic() > deadline:
-            raise ProcessLostError(f"process 0 waited in vain for processes {sorted(waiting)}")
+            raise ProcessLostError(f"process 0 got no answer from processes {sorted(waiting)}")
         time.sleep(0.02)
     return own
 
@@ -267,7 +267,7 @@ _LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "timed
 
 
 def _lost(error: Exception) -> str:
-    """Whom an error says to be gone, or ''; data loading and some backends have no own type."""
+    """The process that an error reports as lost, or ''; some backends have no error type for it."""
     if not isinstance(error, RuntimeError) or isinstance(error, ProcessLostError):
         return ""
     text = str(error).lower()

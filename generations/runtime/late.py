@@ -1,4 +1,4 @@
-"""Values that the host learns later, so that it need not wait for a GPU."""
+"""Values that the host reads later, so that it does not wait for a GPU."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What a machine gives a run: its device in words, GPUs that cannot be used, shared memory."""
+"""Checks of the machine: its device, GPUs that cannot be used, shared memory."""
 
 import logging
 import os
@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 _LITTLE = 2**28  # bytes; Docker gives 64 MB
-_MORE = (
-    "give the container more (docker run --shm-size=8g, or --ipc=host), or read data without "
-    "processes of its own: num_workers 0"
-)
+_MORE = "give the container more (docker run --shm-size=8g, or --ipc=host), or set num_workers 0"
 _FULL = re.compile(r"killed by signal: Bus error|</torch_.*No space left", re.DOTALL)
 
 
@@ -60,7 +57,9 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from None
+        raise UserError(
+            f"device must be one of auto, cpu, cuda, cuda:N, mps, not {name!r}"
+        ) from None
     why = ""
     if device.type == "cuda" and not there:
         why = _unusable(told) or "there is none"
@@ -74,7 +73,7 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
         why = _unusable(told)
     if why:
         logger.warning(
-            "there is a GPU, but it cannot be used (%s); the CPU is used, which is slow", why
+            "there is a GPU, but it cannot be used (%s); using the CPU, which is slow", why
         )
         return torch.device("cpu")
     return device
@@ -85,13 +84,13 @@ def _own_gpu(device: torch.device, local_rank: int | None) -> torch.device:
         device = torch.device("cuda", local_rank or 0)
     elif local_rank is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"device {device}: several processes of this machine would share one GPU; use "
-            "device cuda, which gives each its own"
+            f"device {device}: several processes of this machine would share one GPU; use device "
+            "cuda, which gives each process its own"
         )
     if device.index >= torch.cuda.device_count():
         raise UserError(
-            f"device {device}: there are {torch.cuda.device_count()} GPUs here; "
-            "lower NUM_GPUS or widen CUDA_VISIBLE_DEVICES"
+            f"device {device} does not exist: this machine has {torch.cuda.device_count()} usable "
+            "GPUs; lower NUM_GPUS or add GPUs to CUDA_VISIBLE_DEVICES"
         )
     return device
 

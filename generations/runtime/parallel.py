@@ -51,8 +51,8 @@ def data_parallel(
     if method == "fsdp":
         if runtime.autocast_dtype == torch.float16:
             raise UserError(
-                "parallel fsdp does not scale losses, and this GPU has no bfloat16: set fp16 0, or "
-                "parallel ddp"
+                "parallel fsdp cannot scale losses for float16, and this GPU has no bfloat16: set "
+                "fp16 0, or parallel ddp"
             )
         mesh = device_mesh.init_device_mesh(runtime.device.type, (runtime.world_size,))
         fields = _FieldsOf(module)

@@ -1,4 +1,4 @@
-"""Watching over a run: requests to stop, processes that hang, launchers that are gone."""
+"""Watch a run: stop requests, processes that hang, lost launchers."""
 
 import contextlib
 import faulthandler
@@ -139,8 +139,8 @@ class Watch:
         iteration, phase = self._where
         lines = [
             f"process {self._runtime.rank} has been {phase} in iteration {iteration} for "
-            f"{waited:.0f} s (hang_timeout {self._limit:g}); the run ends, and goes on from its "
-            "newest checkpoint when it is started again"
+            f"{waited:.0f} s (hang_timeout {self._limit:g}); the run ends; give the same command "
+            "again to continue from its newest checkpoint"
         ]
         for rank in range(self._runtime.world_size if store is not None else 0):
             lines.append(_heard(store, rank, self._key(rank)))
@@ -172,12 +172,12 @@ def ignore_stop_signals(worker: int = 0) -> None:
 def _heard(store: Any, rank: int, key: str) -> str:
     try:
         if not store.check([key]):
-            return f"process {rank} was never heard of"
+            return f"process {rank} never reported"
         then, iteration, phase = store.get(key).decode().split("|")
     except RuntimeError:
-        return f"process {rank} cannot be asked"
+        return f"the state of process {rank} is unknown"
     ago = time.time() - float(then)
-    return f"process {rank} was heard of {ago:.0f} s ago, {phase} in iteration {iteration}"
+    return f"process {rank} last reported {ago:.0f} s ago, {phase} in iteration {iteration}"
 
 
 def _end(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average beside the weights that are trained."""
+"""An exponential moving average of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +70,7 @@ class AveragedWeights:
         for name, mine in self.tensors.items():
             if name not in saved or saved[name].shape != mine.shape:
                 raise UserError(
-                    f"{source}: its averaged weights lack {name} as this model has it; set ema 0"
+                    f"{source}: its averaged weights have no {name} of the right shape; set ema 0 "
+                    "to continue without averaged weights"
                 )
             mine.copy_(shard_like(saved[name].to(mine.device, mine.dtype), mine))

@@ -1,4 +1,4 @@
-"""Saving a run and finding its way back."""
+"""Save a run and resume it."""
 
 import logging
 import re
@@ -47,13 +47,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
         try:
             check_whole(path)
         except UserError as error:
-            logger.warning("checkpoint %s is damaged and passed over: %s", path, error)
+            logger.warning("checkpoint %s is damaged and skipped: %s", path, error)
             continue
         return path
     if found:
         raise UserError(
-            f"none of the {len(found)} checkpoints in {folder} is whole, the newest is "
-            f"{found[-1][1].name}: restore one, or move them away to start anew"
+            f"all {len(found)} checkpoints in {folder} are damaged, the newest is "
+            f"{found[-1][1].name}: restore one, or move them away to start from scratch"
         )
     return None
 
@@ -163,7 +163,7 @@ class Checkpoints:
             return
         if state.best is None or score > state.best[0]:
             state.best = (score, state.iteration)
-            logger.info("iteration %d has the best score so far: %.4f", state.iteration, score)
+            logger.info("iteration %d: best score so far, %.4f", state.iteration, score)
             if self._keep[1]:
                 self.save(state)
         self._finish()
@@ -220,7 +220,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Remove what a killed process left half written."""
         for path in self.folder.glob(".model_*"):
-            logger.info("removing %s, which was never finished", path)
+            logger.info("removing the incomplete file %s", path)
             _remove(path)
 
 
@@ -258,8 +258,8 @@ def _check_room(path: Path, payload: Any) -> None:
     if free < needed:
         raise UserError(
             f"checkpoint {path} needs {needed / 2**20:,.0f} MB, and the disk has only "
-            f"{free / 2**20:,.0f} MB left; earlier ones are as they were: make room, set keep_last "
-            "2, or choose another save_dir"
+            f"{free / 2**20:,.0f} MB left; earlier checkpoints are not changed: make room, set "
+            "keep_last 2, or choose another save_dir"
         )
 
 
@@ -308,7 +308,7 @@ def read_resumable(path: Path) -> TrainingCheckpoint:
     """
     saved = read_training_checkpoint(path)
     if saved.optimizer is None or saved.scheduler is None:
-        raise UserError(f"{path} holds no optimiser state to resume from; set load_model_only 1")
+        raise UserError(f"{path} has no optimiser state to resume from; set load_model_only 1")
     return saved
 
 
@@ -326,7 +326,7 @@ def restore(saved: TrainingCheckpoint, state: TrainingState, path: Path) -> None
         if extra.get("ema"):
             state.average.load(extra["ema"], str(path))
         else:
-            logger.info("%s has no averaged weights: they begin with its weights", path)
+            logger.info("%s has no averaged weights: averaging starts from its weights", path)
     try:
         state.scheduler.load_state_dict(saved.scheduler)
         if extra.get("scaler"):
@@ -351,8 +351,8 @@ def restore(saved: TrainingCheckpoint, state: TrainingState, path: Path) -> None
         state.joined = set(extra.get("joined", with_state))
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"{path}: its state is not what a training run saves ({error}); set load_model_only 1 "
-            "to take the weights alone"
+            f"{path}: its training state is not valid ({error}); set load_model_only 1 to load "
+            "only the weights"
         ) from None
     _warn_of_order(extra.get("order"), state.order, path)
 
@@ -365,7 +365,7 @@ def _warn_of_order(saved: Any, order: dict[str, int], path: Path) -> None:
             if saved.get(key) != value
         )
         logger.warning(
-            "%s was saved with other data or another seed (%s): samples of this epoch may come "
-            "again or be left out",
+            "%s was saved with other data or another seed (%s): in this epoch, samples may be "
+            "repeated or left out",
             *(path, changed),
         )

@@ -1,4 +1,4 @@
-"""Numbers gone wrong: gradients that are not finite, and policies that collapse."""
+"""Detect non-finite gradients, and policies that collapse in stage 2."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ NAMED = 64  # images of bad batches that a message names
 
 
 class GradientGuard:
-    """Counts updates that were skipped because their gradients are not finite, and tells of them.
+    """Counts and logs updates that were skipped because their gradients are not finite.
 
     Too many in a row end the run. The norm is that of the averaged gradients, so all processes
     decide alike. What a GPU found is looked at one update later, so that nobody waits for it.
@@ -84,8 +84,8 @@ class GradientGuard:
         what += f" ({self._suspects(update.seen)})"
         if self.in_a_row >= self._limit:
             raise UserError(
-                f"{what}, the {self.in_a_row}. time in a row; these updates were skipped and the "
-                "state is saved: check the images' features, or lower solver.lr"
+                f"{what}, {self.in_a_row} times in a row; these updates were skipped and the state "
+                "is saved: check the features of the images, or lower solver.lr"
             )
         if self._runtime.is_main:
             logger.warning("%s; the update is skipped (%d so far)", what, self.skipped)
@@ -111,7 +111,7 @@ class _Update:
 
 
 class PolicyWatch:
-    """Finds what figures of stage 2 say of a policy in trouble; each kind is told once."""
+    """Finds signs of a collapsing policy in the metrics of stage 2; logs each kind once."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -125,8 +125,8 @@ class PolicyWatch:
         ]
         if figures.get("rl_i2t/collapsed", 0.0) > 0.5:
             found.append(
-                "the policy has collapsed: most batches of sampled captions are one caption over "
-                "and over; go back to an earlier checkpoint with a lower solver.lr"
+                "the policy has collapsed: in most batches all sampled captions are equal; resume "
+                "from an earlier checkpoint with a lower solver.lr"
             )
         new = [trouble for trouble in found if trouble not in self._told]
         self._told.update(new)

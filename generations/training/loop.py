@@ -171,8 +171,8 @@ def train(
             due = False
         if updates and stopping and not last:
             raise StopRequested(
-                f"{stopping} came; saved at iteration {iteration} of {settings.iterations}; the "
-                "same command goes on from there"
+                f"received {stopping}; saved at iteration {iteration} of {settings.iterations}; "
+                "give the same command again to continue"
             )
         if settings.test_every:
             test_due = test_due or last or iteration % settings.test_every == 0

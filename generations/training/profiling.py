@@ -52,4 +52,6 @@ class StepProfiler:
         tensorboard_trace_handler(str(self._folder))(running)
         order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
         table = running.key_averages().table(sort_by=order, row_limit=_ROWS)
-        logger.info("%d iterations profiled (%s):\n%s", self._done - _WARM_UP, self._folder, table)
+        logger.info(
+            "profile of %d iterations (%s):\n%s", self._done - _WARM_UP, self._folder, table
+        )

@@ -1,4 +1,4 @@
-"""How fast a run is, and how much of what its card can do that is."""
+"""The speed of a run, and its share of the peak of the card."""
 
 from collections import defaultdict
 from collections.abc import Mapping

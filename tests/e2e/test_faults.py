@@ -79,7 +79,7 @@ def test_one_process_killed_while_writing_while_reading_and_asked_to_stop(world,
         os.kill(pid, signal.SIGTERM)
     assert ended(process, log) == STOPPED
     said = log.read_text().splitlines()[-1]
-    assert said.startswith("stopped: SIGTERM came; saved at iteration")
+    assert said.startswith("stopped: received SIGTERM; saved at iteration")
     assert f"model_{int(said.split()[6]):07d}.pth" == checkpoints(folder)[-1].name
 
     run(*command)
@@ -102,7 +102,7 @@ def test_two_processes_killed_stopped_and_left_without_launcher(world, models, t
     wait_for(lambda: "hang_timeout 8" in log.read_text(), "the other process's message")
     said = next(line for line in log.read_text().splitlines() if "hang_timeout 8" in line)
     assert said.startswith("error: process 0 has been training in iteration")
-    assert "process 1 was heard of" in said
+    assert "process 1 last reported" in said
     kill(stuck)  # torchrun would do it after 30 seconds
 
     wait_for(lambda: log.read_text().count("resuming") == 2, "another restart")
@@ -248,7 +248,7 @@ def test_damaged_features_are_named(spoilt, tmp_path):
     command = ("main.py", *SMALL(spoilt, tmp_path), "exp_id", "x", "scheduler.max_steps", "40")
     name = spoil(spoilt, float("nan"))
     said = fails(*command, "num_workers", "1")
-    assert "maskrcnn_train_grid8.h5" in said and f"{name} hold NaN" in said
+    assert "maskrcnn_train_grid8.h5" in said and f"{name} contain NaN" in said
 
     # two, started as SLURM does it: both say it is wrong input, so that nobody starts them again
     log = tmp_path / "log"

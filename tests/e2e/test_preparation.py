@@ -101,7 +101,7 @@ def test_two_killed_processes_make_the_file_of_one(world):
     before = marks(world / "two")
     assert before >= 8
     said = do(world, "two", "features", launcher=TWO)
-    assert "features: going on after" in said
+    assert "features: resuming after" in said
     names = [f"maskrcnn_{side}_grid8.packed" for side in ("train", "valid")]
     for name in names:
         assert (world / "two" / name).read_bytes() == (world / "one" / name).read_bytes()
@@ -119,7 +119,7 @@ def test_killed_generator_training_ends_as_the_undisturbed_one(world):
     kill_when(process, (world / "killed" / "generator_training.pth").exists)
     assert not (world / "killed" / "generator.pth").exists()
     said = do(world, "killed", "generator", *GENERATOR)
-    assert "going on after step" in said
+    assert "resuming after step" in said
     do(world, "shared", "generator", *GENERATOR, launcher=TWO)
     whole, killed, shared = (
         read_tensors(world / out / "generator.pth") for out in ("whole", "killed", "shared")

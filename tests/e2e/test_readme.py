@@ -1,4 +1,4 @@
-"""The commands and the Python of the README, as they are written, in a copy of the checkout."""
+"""The commands and the Python of the README and of its two next pages, as they are written."""
 
 import os
 import re
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = "\n".join(
+    (ROOT / page).read_text() for page in ("README.md", "docs/training.md", "docs/python.md")
+)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", PAGES, re.S)
 
 
 LINES = [
@@ -68,7 +70,7 @@ def shell(folder: Path, command: str) -> str:
     return done.stdout
 
 
-def test_the_readme_has_its_commands():
+def test_the_pages_have_their_commands():
     assert len(LINES) > 8
     for wanted in ("main.py", "inference.py", "sample_images.py", "evaluate.py", "torchrun"):
         assert any(wanted in line for line in LINES), wanted
@@ -80,7 +82,7 @@ def test_command(checkout, line):
 
 
 def smaller(script: str, config: str, *more: str) -> str:
-    """A script of the README whose every `python` has a small configuration at its end."""
+    """A script of a page whose every `python` has a small configuration at its end."""
     flags = " ".join(("--config", config, SHORT, *more))
     return f'set -e\npython() {{ command python "$@" {flags}; }}\n{script}'
 

@@ -153,7 +153,7 @@ def test_torchvision_protocol_equals_torchvision(tmp_path, pixels):
     assert wanted.std() > 1e-3
     np.testing.assert_allclose(found, seen[0], rtol=1e-3, atol=1e-3 * float(seen[0].std()))
     np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
-    with pytest.raises(UserError, match="not those of the tf Inception"):
+    with pytest.raises(UserError, match="do not fit the tf Inception"):
         load_inception("tf", str(tmp_path / "inception_v3.pth"))
 
 
@@ -163,7 +163,7 @@ def test_what_to_do_without_network_access_is_said(protocol, monkeypatch):
         raise URLError("no route")
 
     monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"no route.*get https://\S+\.pth and give eval_weights"):
+    with pytest.raises(UserError, match=r"no route.*get https://\S+\.pth and set eval_weights"):
         load_inception(protocol)
 
 

@@ -285,5 +285,5 @@ def test_pictures_of_all_sizes_from_a_file_and_from_random_weights(tmp_path):
     low = Butd(replace(settings, precision="bfloat16"), device, TINY)(pictures)
     exact = butd(pictures)
     assert 0 < np.linalg.norm(low - exact) / np.linalg.norm(exact) < 0.05
-    with pytest.raises(UserError, match="give the detectron_model"):
+    with pytest.raises(UserError, match="set it to the file detectron_model"):
         Butd(ExtractorSettings("butd", 256, 2, 12), device, TINY)

@@ -162,30 +162,30 @@ def test_splits_by_other_names(tmp_path, given, split):
 
 
 REFUSED = {
-    "no header": (lines(f"1.jpg\t{DOG}", f"2.jpg\t{CATS}"), "there is no header line: line 1 must"),
+    "no header": (lines(f"1.jpg\t{DOG}", f"2.jpg\t{CATS}"), "line 1 must be a header"),
     "one of two lines has no caption": (
         [{"image": "1.jpg", "caption": DOG}, {"image": "2.jpg"}],
         r"2\.jpg: entry 2 has no caption",
     ),
-    "an entry without image": ([{"caption": DOG}], "entry 1 names no image"),
+    "an entry without image": ([{"caption": DOG}], "entry 1 has no image name"),
     "a line that is no JSON": (lines(json.dumps(TEXT[0]), "{"), "line 2 is not valid JSON"),
     "an annotation without image_id": (
         coco(annotations=[{"caption": DOG}]),
         "annotation 1 has no image_id",
     ),
-    "a line between Flickr's": (TOKENS + "2.jpg Two cats\n", "line 5 is not `name"),
+    "a line between Flickr's": (TOKENS + "2.jpg Two cats\n", "line 5 must be `name"),
     "a workbook": (b"PK\x03\x04" + bytes(99), "Excel workbook .* save the table as CSV"),
     "Parquet": (b"PAR1" + bytes(99), "Parquet: write it as CSV"),
     "images of two splits": (
         [{"image": "1.jpg", "caption": DOG, "split": s} for s in ("train", "val")],
-        r"entry 2 has the split val, but an earlier row of the image train",
+        r"entry 2 has the split val, but an earlier row of the same image has train",
     ),
     "some without split": (
         [{"image": "1.jpg", "caption": DOG, "split": "train"}, {"image": "2.jpg", "caption": DOG}],
         r"2\.jpg: has no split, but others have one",
     ),
     "a path outside": (TABLE.replace("1.jpg", "/etc/1.jpg"), "outside of the folder"),
-    "a byte of no encoding": (TABLE.encode() + b"3.jpg,\x81\n", "line 4 is not UTF-8; save"),
+    "a byte of no encoding": (TABLE.encode() + b"3.jpg,\x81\n", "line 4 is not valid UTF-8; save"),
 }
 
 
@@ -201,7 +201,7 @@ COUNTED = {
     "orphans of both kinds": (
         coco(annotations=notes((139, DOG), (77, CATS))),
         [PLAIN[0]],
-        {"images without annotation": 1, "annotations without image": 1},
+        {"images without an annotation": 1, "annotations without an image": 1},
     ),
     "no captions by their own words": (
         coco(
@@ -212,24 +212,24 @@ COUNTED = {
             ]
         ),
         PLAIN,
-        {"annotations that say is_precanned": 1, "annotations that say is_rejected": 1},
+        {"annotations marked is_precanned": 1, "annotations marked is_rejected": 1},
     ),
     "nothing else of an image": (
         coco(annotations=[COCO["annotations"][0], {"image_id": 285, "is_rejected": True}]),
         [PLAIN[0]],
-        {"annotations that say is_rejected": 1, "images whose annotations are all left out": 1},
+        {"annotations marked is_rejected": 1, "images whose annotations were all left out": 1},
     ),
     "rejected in a list": (
         [*PAIRS, {"image": "3.jpg", "caption": "asdf", "is_rejected": 1}],
         PLAIN,
-        {"annotations that say is_rejected": 1},
+        {"annotations marked is_rejected": 1},
     ),
     "a key without a picture": (
         TOKENS,
         [("1.jpg", ["a dog runs on the beach.", "a wet dog."]), PLAIN[1]],
-        {"captions of keys without a picture": 1},
+        {"captions whose key is not a picture": 1},
     ),
-    "equal rows": (TABLE + f"1.jpg,{DOG}\n", PLAIN, {"rows that say what an earlier one says": 1}),
+    "equal rows": (TABLE + f"1.jpg,{DOG}\n", PLAIN, {"duplicate rows": 1}),
 }
 
 
@@ -243,7 +243,9 @@ def test_what_is_left_out_is_counted(tmp_path, content, kept, counts):
 
 def test_only_rejected_captions(tmp_path):
     path = written(tmp_path, coco(annotations=[{"image_id": 139, "is_rejected": True}]))
-    with pytest.raises(UserError, match=r"no images with captions .*1 images without annotation"):
+    with pytest.raises(
+        UserError, match=r"no images with captions .*1 images without an annotation"
+    ):
         read_intake(path)
 
 
@@ -253,7 +255,7 @@ def test_ids_of_coco_are_numbers(tmp_path):
         assert [record.image_id for record in records] == [139, 285]
 
 
-# --- what stands in a caption --------------------------------------------------------------------
+# --- what is in a caption --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,17 +309,15 @@ def test_flickr8k_with_its_lists(tmp_path, name):
         ("2", "val"),
     ]
     assert intake.tally.left_out == {
-        "captions of keys without a picture": 1,
-        "images that no split list names": 1,
-        "names of split lists without captions": 1,
+        "captions whose key is not a picture": 1,
+        "images in no split list": 1,
+        "images of split lists without captions": 1,
     }
 
 
 def test_an_image_in_two_lists_is_refused(tmp_path):
     folder = flickr8k(tmp_path, testImages="2.jpg\n")
-    both = (
-        r"2\.jpg: stands in Flickr_8k\.devImages\.txt and in line 1 of Flickr_8k\.testImages\.txt"
-    )
+    both = r"2\.jpg: is in Flickr_8k\.devImages\.txt and in line 1 of Flickr_8k\.testImages\.txt"
     with pytest.raises(UserError, match=both):
         read_intake(folder)
     assert [record.name for record in read_intake(folder, skip_bad=True).records] == ["1"]
@@ -353,7 +353,7 @@ def test_a_folder_that_is_not_clear(tmp_path):
     written(tmp_path, TABLE, "a.csv")
     assert found(tmp_path) == PLAIN
     written(tmp_path, TABLE, "b.csv")
-    with pytest.raises(UserError, match=r"not clear which file .*a\.csv, b\.csv"):
+    with pytest.raises(UserError, match=r"cannot tell which file .*a\.csv, b\.csv"):
         read_intake(tmp_path)
 
 
@@ -375,7 +375,7 @@ MEMBERS = {
     "4.txt": b"Nothing to see",
 }
 OF_PAIRS = [("1.jpg", ["a dog runs on the beach.", "it is wet."]), ("2.JPG", ["une été."])]
-ORPHANS = {"pictures without a text": 1, "texts without a picture": 1}
+ORPHANS = {"pictures without a text file": 1, "text files without a picture": 1}
 
 
 def tar(path, members):
@@ -427,7 +427,7 @@ def test_captions_of_img2dataset_in_json(tmp_path):
 def test_members_of_tars_stay_in_their_folder(tmp_path, name):
     path = tar(tmp_path / "a.tar", {name: picture(), **MEMBERS})
     intake = read_intake(path, images_dir=tmp_path / "in" / "images", unpack=True)
-    assert intake.tally.left_out["members of tars whose names lead elsewhere"] == 1
+    assert intake.tally.left_out["members of tars with paths outside of their folder"] == 1
     outside = [p for p in tmp_path.rglob("*.jpg") if (tmp_path / "in" / "images") not in p.parents]
     assert not outside
 
@@ -470,18 +470,18 @@ def test_check_says_what_a_file_holds_and_changes_nothing(tmp_path, caplog):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
     for told in (
         "read as COCO's annotations",
-        "left out 1 annotations without image",
+        "left out 1 annotations without an image",
         "changed 1 captions with full stops inside",
         "2 images with 3 captions; train 2",
         "1 of 3 captions (33.3%) are longer than text_length 17 and are cropped",
-        "2 pictures that no caption is of, 0 images without a picture",
+        "2 pictures without captions, 0 captioned images without a picture",
     ):
         assert told in caplog.text, told
     (tmp_path / "images" / "2.jpg").unlink()
     with pytest.raises(UserError, match=r"2\.jpg is missing"):
         prepared(tmp_path, "--check", "captions_file", str(path))
     prepare.main(["captions", "--check", "captions_file", str(path), "images_dir", ""])
-    with pytest.raises(UserError, match="--check belongs to the step captions"):
+    with pytest.raises(UserError, match="--check works only with the step captions"):
         prepare.main(["features", "--check", "captions_file", str(path)])
 
 

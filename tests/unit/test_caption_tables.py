@@ -52,7 +52,7 @@ def test_same_rows_count_once_and_all_others_are_taken(tmp_path, caplog):
     path = table(tmp_path, "\n".join(["image,caption", *(f"1.jpg,{text}" for text in captions)]))
     (record,) = read_captions(path)
     assert record.captions == ("one.", "two.", "three.", "four.", "five.", "six.")
-    assert "1 rows that say what an earlier one says" in caplog.text
+    assert "1 duplicate rows" in caplog.text
 
 
 def test_names_like_cocos_keep_their_ids_beside_others(tmp_path):
@@ -65,24 +65,30 @@ HEAD = "image,caption,split\n"
 hostile = pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("image,words\n1.jpg,a\n", r"line 1 must name one column image .* has 'image', 'words'"),
+        ("image,words\n1.jpg,a\n", r"must name one column image .* but it is 'image', 'words'"),
         ("caption\na\n", "line 1 must name one column"),
         ("image,path,caption\n1.jpg,2.jpg,a\n", "line 1 must name one column"),
         ("", "line 1 must name one column"),
         ("image,caption\n", "has no images"),
         (HEAD + "1.jpg,a,train\n2.jpg,  ,train\n", r"2\.jpg: line 3 has an empty caption"),
         (HEAD + "1.jpg,...,train\n", "line 2 has an empty caption"),
-        (HEAD + ",a,train\n", "line 2 names no image"),
-        (HEAD + "1.jpg,a,some\n", r"line 2 has the split 'some', none of train, restval"),
+        (HEAD + ",a,train\n", "line 2 has no image name"),
+        (
+            HEAD + "1.jpg,a,some\n",
+            r"line 2 has the split 'some', which is not one of train, restval",
+        ),
         (HEAD + "1.jpg,a,\n", "line 2 has the split ''"),
         (HEAD + "1.jpg,a,train\n1.jpg,b,val\n", "line 3 has the split val, but an earlier row"),
         (HEAD + "1.jpg,a dog, black,train\n", r"line 2 has 4 fields and the header 3 \(.*quotes"),
         (HEAD + "1.jpg\n", "line 2 has 1 fields and the header 3"),
         (HEAD + "../1.jpg,a,train\n", r"\.\./1\.jpg', outside of the folder"),
         (HEAD + "/etc/1.jpg,a,train\n", "outside of the folder"),
-        (HEAD + "x/1.jpg,a,train\ny/1.png,b,val\n", r"y/1\.png: has the name 1 of x/1\.jpg"),
-        (HEAD + '1.jpg,"a,train\n', r"line 2 is no row .* check its quotes"),
-        (HEAD.encode() + b"1.jpg,a,train\n2.jpg,\x81t\xe9,train\n", "line 3 is not UTF-8; save"),
+        (HEAD + "x/1.jpg,a,train\ny/1.png,b,val\n", r"y/1\.png: has the same name as x/1\.jpg"),
+        (HEAD + '1.jpg,"a,train\n', r"line 2 is not a valid row .* check its quotes"),
+        (
+            HEAD.encode() + b"1.jpg,a,train\n2.jpg,\x81t\xe9,train\n",
+            "line 3 is not valid UTF-8; save",
+        ),
         (HEAD + "a\0.jpg,a,train\n", "broken characters in its file|line"),
     ],
 )

@@ -279,7 +279,7 @@ def test_the_switch_goes_with_every_feature_level_and_not_with_zeroshot(
 
 
 def test_several_captions_an_image_need_the_causal_way():
-    with pytest.raises(UserError, match="captions_per_image 5 is for captioning causal"):
+    with pytest.raises(UserError, match="captions_per_image 5 needs captioning causal"):
         load_config(overrides=("captions_per_image", "5"))
 
 

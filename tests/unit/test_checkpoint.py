@@ -120,7 +120,7 @@ def test_tied_names_that_disagree_are_refused(tmp_path, model):
     state = state_of(model)
     state[DECODER] += 1
     save_pth(tmp_path / "w.pth", state)
-    refused(model, tmp_path / "w.pth", "left over", DECODER)
+    refused(model, tmp_path / "w.pth", "not used", DECODER)
 
 
 def test_half_precision_is_taken(tmp_path, model, other):
@@ -394,7 +394,7 @@ def test_another_size_names_the_tensor_and_the_flag(tmp_path, model, key, value,
 def test_another_depth_names_the_layers(tmp_path, model, layers):
     deep = build_model(load_config(overrides=[*TINY, "model.cross_layers", layers]))
     save_pth(tmp_path / "w.pth", deep.state_dict())
-    word = "missing" if layers == "1" else "left over"
+    word = "missing" if layers == "1" else "not used"
     refused(model, tmp_path / "w.pth", word, f"encoder.x_layers.{min(int(layers), 2)}.")
 
 
@@ -527,13 +527,13 @@ def test_state_of_other_weights_is_refused(tmp_path, model, other):
     payload = training_payload(model)
     write_training_checkpoint(tmp_path / "run", payload)
     save_safetensors(tmp_path / "run" / "model.safetensors", other.state_dict())
-    with pytest.raises(UserError, match="was not saved with"):
+    with pytest.raises(UserError, match="does not belong to"):
         read_training_checkpoint(tmp_path / "run")
 
 
 def test_folder_of_other_things_is_not_overwritten(tmp_path, model):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         write_training_checkpoint(tmp_path, training_payload(model))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -594,7 +594,7 @@ def test_optimizer_state_of_another_model_is_refused(model, cfg):
         optimizer_state_by_index(optimizer_state_by_name(state, names), names[1:])
     wide = build_model(load_config(overrides=[*TINY, "grid_feat_dim", "16"]))
     optimizer = torch.optim.AdamW(wide.parameters())
-    with pytest.raises(UserError, match=r"here: exp_avg of mask_feat is \(12,\).*\(16,\)"):
+    with pytest.raises(UserError, match=r"here: .*exp_avg of mask_feat .*\(12,\).*\(16,\)"):
         load_optimizer_state(optimizer, state, wide, "here")
     assert not optimizer.state
 

@@ -34,7 +34,7 @@ def test_a_caption_may_be_the_name_of_a_key():
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [("sed 7", "did you mean 'seed'"), ("exp_id x seed", "no partner")],
+    [("sed 7", "did you mean 'seed'"), ("exp_id x seed", "has no value")],
 )
 def test_mistakes_are_named(words, said):
     with pytest.raises(UserError, match=said):

@@ -364,7 +364,7 @@ def test_a_local_file_tells_its_activation(tmp_path, small_vit_b32, name, how, q
 
 def test_a_local_file_that_does_not_tell_its_activation_is_refused(tmp_path, small_vit_b32):
     path = published(tmp_path / "mine.pt")
-    with pytest.raises(UserError, match=r"mine\.pt: it does not say .*clip\.quick_gelu 1 .* or 0"):
+    with pytest.raises(UserError, match=r"mine\.pt: the activation .*clip\.quick_gelu 1 .* or 0"):
         load_clip("ViT-B-32", path)
     assert quick_gelu_of(load_clip("ViT-B-32", path, quick_gelu="1"))
     assert not quick_gelu_of(load_clip("ViT-B-32", path, quick_gelu="0"))
@@ -378,7 +378,7 @@ def test_texts_longer_than_the_context_are_told_once(clip, caplog):
     assert not caplog.text
     for _ in range(2):
         clip.encode_text(["a dog", "a dog " * 9, "a cat " * 9])
-    assert caplog.text.count("CLIP reads 12 tokens of a text; 2 of these 3 texts") == 1
+    assert caplog.text.count("CLIP reads at most 12 tokens; 2 of these 3 texts") == 1
     assert clip.cropped_texts == 4
 
 
@@ -404,7 +404,11 @@ def test_missing_weights_say_where_to_get_them_and_how_to_do_without(monkeypatch
 @pytest.mark.parametrize(
     "model,weights,message",
     [
-        ("ViT-B-31", "openai", "neither a .json file nor an open_clip name; did you mean ViT-B-32"),
+        (
+            "ViT-B-31",
+            "openai",
+            "neither a .json file nor a model of open_clip; did you mean ViT-B-32",
+        ),
         ("ViT-B-32", "opnai", r"'opnai' is neither a file nor a tag of ViT-B-32 \(tags: openai"),
         ("ViT-B-32", "", "neither a file nor a tag"),
         ("absent.json", "openai", "clip.model: absent.json does not exist"),
@@ -419,11 +423,11 @@ def test_wrong_names_are_explained(model, weights, message):
     "config,message",
     [
         ("{", "is not valid JSON"),
-        ([], "is no open_clip model config"),
+        ([], "is not an open_clip model config"),
         ({"embed_dim": 8, "text_cfg": {}}, "vision_cfg missing"),
         (VIT | {"vision_cfg": {"patches": 8}}, "open_clip cannot build it: .*patches"),
         (VIT | {"text_cfg": VIT["text_cfg"] | {"heads": 7}}, "open_clip cannot build it"),
-        ({"model_cfg": VIT, "token_ids": [5, 4]}, "token_ids must ascend"),
+        ({"model_cfg": VIT, "token_ids": [5, 4]}, "ascending order"),
         ({"model_cfg": VIT, "token_ids": [5, "x"]}, "clip.model"),
         ({"model_cfg": VIT, "preprocess_cfg": {"resize_mode": "longest"}}, "resize_mode"),
         ({"model_cfg": VIT, "preprocess_cfg": {"interpolation": "magic"}}, "magic"),
@@ -446,7 +450,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
 
 
 def test_a_config_needs_its_own_weights(files):
-    with pytest.raises(UserError, match="'openai' is no file; give the checkpoint that belongs to"):
+    with pytest.raises(UserError, match="'openai' is not a file; give the weights that belong to"):
         load_clip(files[0], "openai")
 
 
@@ -549,9 +553,9 @@ def test_the_small_tokenizer_keeps_what_it_saw_and_marks_the_rest():
     [
         (lambda i, c: (i[:, :20, :20], c), "20 x 20 pixels.*multiple of 32"),
         (lambda i, c: (i[:, :, :16], c), "16 x 32 pixels"),
-        (lambda i, c: (i, c[:-1]), "32 images, but captions of 31"),
-        (lambda i, c: (i, [*c[:5], [], *c[6:]]), r"image 5 \(from 0\) has no caption"),
-        (lambda i, c: (i[:8], c[:8]), "clip.batch_size 16: give 2 to 8"),
+        (lambda i, c: (i, c[:-1]), "32 images, but captions for 31"),
+        (lambda i, c: (i, [*c[:5], [], *c[6:]]), r"image 5 \(counted from 0\) has no caption"),
+        (lambda i, c: (i[:8], c[:8]), "the number of images, 8, not 16"),
     ],
 )
 def test_pictures_that_cannot_be_trained_on_are_refused(change, message):
@@ -596,9 +600,9 @@ def test_a_backbone_sees_and_its_head_learns(tmp_path):
 def test_a_backbone_that_is_not_there_is_refused():
     images, captions, _ = color_world(32, seed=0)
     for change, message in (
-        ({"backbone": "resnet"}, "clip.backbone 'resnet' is not efficientnet-lite0"),
-        ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: give some of"),
-        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: give some of 0 to 15"),
+        ({"backbone": "resnet"}, "clip.backbone must be efficientnet-lite0"),
+        ({"backbone": "efficientnet-lite0", "blocks": (16,)}, r"clip.blocks \[16\]: choose blocks"),
+        ({"backbone": "efficientnet-lite0"}, r"clip.blocks \[\]: choose blocks from 0 to 15"),
     ):
         with pytest.raises(UserError, match=message):
             train_clip(images, captions, replace(TINY, **change), seed=0)

@@ -150,7 +150,7 @@ def test_bad_input_is_a_user_error(demo, tmp_path):
     with pytest.raises(UserError, match="caption is empty"):
         demo.paint(" \n ", demo.painting)
     (tmp_path / "no.png").write_text("text")
-    with pytest.raises(UserError, match="damaged or no image"):
+    with pytest.raises(UserError, match="damaged or not an image"):
         demo.describe(tmp_path / "no.png", demo.captioning)
 
 
@@ -220,7 +220,7 @@ def test_exporting_nothing_or_onto_itself_is_refused(run, tmp_path):
         export.main([*run, "exp_id", "other", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     weights = Path(run[run.index("save_dir") + 1]) / "tiny"
-    with pytest.raises(UserError, match="holds the weights themselves"):
+    with pytest.raises(UserError, match="is the folder of the model's weights"):
         export.main([*run, "--out", str(weights)])
 
 

@@ -119,12 +119,12 @@ def test_an_exported_folder_is_pushed(monkeypatch, caplog):
 
 
 def test_what_cannot_be_pushed_is_said_in_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no exported run \(config.json"):
+    with pytest.raises(UserError, match=r"not an exported run \(config.json"):
         push.push(tmp_path, "me/mini")
     with pytest.raises(UserError, match="OWNER/NAME"):
         push.push(ROOT / "models" / "mini", "mini")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FakeHub(OSError("no\nnetwork")))
-    with pytest.raises(UserError, match=r"did not take .*\(no\).*hf auth login"):
+    with pytest.raises(UserError, match=r"could not be uploaded .*\(no\).*hf auth login"):
         push.push(ROOT / "models" / "mini", "me/mini")
 
 

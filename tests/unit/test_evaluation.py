@@ -273,7 +273,7 @@ def test_any_folder_of_images_has_a_fid(world, painted):
     assert f"fid_clip-{world.name}" in json.loads(evaluated.read_text())["figures"]
     empty = painted.parent / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         measure(world, painted, "eval_fid", "1", "evaluate_images_dir", str(empty))
 
 
@@ -283,8 +283,8 @@ def test_fewer_pictures_than_feature_dimensions_are_warned_of(world, painted, ca
         (painted / item["file"]).unlink()
     (painted / "manifest.json").write_text(json.dumps({"items": manifest["items"][:50]}))
     measure(world, painted, "eval_fid", "1")
-    assert "50 pictures for 64 feature dimensions" in caplog.text
-    with pytest.raises(UserError, match="50 captions are too few"):
+    assert "50 pictures and 64 feature dimensions" in caplog.text
+    with pytest.raises(UserError, match="needs at least 100 captions, not 50"):
         measure(world, painted, "eval_rprec", "1")
 
 
@@ -295,7 +295,7 @@ def test_what_cannot_be_measured_is_said_before_the_work(world, painted, monkeyp
     monkeypatch.setattr("generations.pipelines.picture_evaluation.read_pictures", unexpected)
     with pytest.raises(UserError, match="needs a classifier"):
         measure(world, painted, "eval_is", "1")
-    with pytest.raises(UserError, match="give images_dir or gt_img_dir_5k"):
+    with pytest.raises(UserError, match="set images_dir or gt_img_dir_5k"):
         measure(world, painted, "eval_fid", "1", "images_dir", "")
     with pytest.raises(UserError, match=r"eval_weights: .*nowhere\.pth does not exist"):
         measure(
@@ -355,7 +355,7 @@ def test_hard_captions_of_files_belong_to_the_pictures_with_the_same_words(tmp_p
     with pytest.raises(UserError, match=r"one file .* 'color'"):
         read_hard_samples(tmp_path, ["a red dog."])
     (tmp_path / "color.json").write_text(json.dumps(lists))
-    with pytest.raises(UserError, match="of other captions"):
+    with pytest.raises(UserError, match="are not those of the pictures"):
         read_hard_samples(tmp_path, ["nothing."])
 
 

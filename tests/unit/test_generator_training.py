@@ -47,6 +47,29 @@ def weights(generator: ImageGenerator) -> torch.Tensor:
     return torch.cat([value.flatten() for value in generator.state_dict().values()])
 
 
+def test_bfloat16_makes_the_products_and_weights_stay_float32():
+    logged: dict[str, dict[str, float]] = {}
+    trained = {}
+    for precision in ("float32", "bfloat16"):
+        hooks = Hooks(log=lambda step, scalars, to=precision: logged.update({to: dict(scalars)}))
+        recipe = replace(RECIPE, precision=precision)
+        trained[precision] = train_generator(
+            fresh(), CENTROIDS, DATA, recipe, seed=1, hooks=hooks, perceptual=PerceptualStub()
+        )
+    assert all(value.dtype == torch.float32 for value in trained["bfloat16"].parameters())
+    exact, rough = weights(trained["float32"]), weights(trained["bfloat16"])
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(rough, exact, atol=0.02, rtol=0.1)
+    for name, value in logged["float32"].items():
+        assert logged["bfloat16"][name] == pytest.approx(value, rel=0.1, abs=0.05), name
+
+
+class PerceptualStub(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        kernel = torch.ones(2, 3, 3, 3) / 27
+        return [torch.nn.functional.conv2d(images, kernel)]
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 
@@ -109,7 +132,9 @@ def test_two_processes_train_as_one_does():
 
 
 def test_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(UserError, match=r"batch_size 4 cannot be divided among 3 processes"):
+    with pytest.raises(
+        UserError, match=r"batch_size 4 must be a multiple of the number of processes, 3"
+    ):
         train_generator(fresh(), CENTROIDS, DATA, RECIPE, seed=1, sharing=Sharing(0, 3))
 
 
@@ -168,15 +193,15 @@ def settings(*more: str):
 def test_perceptual_network_comes_by_name_and_file(tmp_path, monkeypatch):
     device = torch.device("cpu")
     assert open_perceptual(load_config(), device) is None
-    with pytest.raises(UserError, match="'vgg' is none of efficientnet-lite0, resnet50"):
+    with pytest.raises(UserError, match="must be one of efficientnet-lite0, resnet50"):
         open_perceptual(load_config(overrides=["generator.perceptual", "vgg"]), device)
-    with pytest.raises(UserError, match="no file and none of IMAGENET1K_V1"):
+    with pytest.raises(UserError, match="must be a file or one of IMAGENET1K_V1"):
         open_perceptual(settings("generator.perceptual_weights", "V9"), device)
     path = str(tmp_path / "resnet50.pth")
     with pytest.raises(UserError, match=r"resnet50\.pth does not exist"):
         open_perceptual(settings("generator.perceptual_weights", path), device)
     torch.save({"fc.weight": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match="not those of a ResNet-50"):
+    with pytest.raises(UserError, match="do not fit a ResNet-50"):
         open_perceptual(settings("generator.perceptual_weights", path), device)
     torch.manual_seed(0)
     network = resnet50()

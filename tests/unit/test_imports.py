@@ -1,4 +1,4 @@
-"""Imports run one way (CONTRIBUTING.md, "The house")."""
+"""Imports run one way (CONTRIBUTING.md, "Structure")."""
 
 import ast
 from pathlib import Path

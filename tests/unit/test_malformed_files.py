@@ -644,7 +644,7 @@ def test_packed_headers_that_lie_with_a_good_checksum(tmp_path, text):
     path = tmp_path / "f.packed"
     checksum = zlib.crc32(text, zlib.crc32(struct.pack("<IQ", 1, len(text))))
     path.write_bytes(struct.pack("<8sIIQ", b"GRIDFEAT", 1, checksum, len(text)) + text)
-    with pytest.raises(UserError, match=r"f\.packed.*makes no sense"):
+    with pytest.raises(UserError, match=r"f\.packed.*is not valid"):
         open_feature_store([path], GRID, DIM)
 
 

@@ -116,7 +116,7 @@ def test_what_is_written_is_read(tmp_path, dtype):
         expected = decode(encode(grid(name), dtype), dtype).reshape(-1, D)
         np.testing.assert_array_equal(found, expected)
         found[...] = 0  # a copy that may be written to
-    with pytest.raises(UserError, match="image x are in none of"):
+    with pytest.raises(UserError, match="of the image x in"):
         store.read("x")
 
 
@@ -139,7 +139,7 @@ def test_batches_are_read_as_their_images_are(tmp_path):
         assert found.dtype == dtype and found.shape == (len(asked), G * G, D)
         expected = np.stack([store.read(name) for name in asked])
         np.testing.assert_array_equal(found.astype(np.float32), expected)
-        with pytest.raises(UserError, match="image x are in none of"):
+        with pytest.raises(UserError, match="of the image x in"):
             store.read_batch(["x"])
 
 
@@ -154,7 +154,9 @@ def test_damaged_row_of_a_batch_is_named(tmp_path, value, dtype):
         file.write(np.dtype(dtype).type(value).tobytes())
     store = open_feature_store([path], G, D)
     store.read_batch(NAMES[:4])
-    with pytest.raises(UserError, match=f"a.packed: features of {NAMES[4]} hold NaN or infinity"):
+    with pytest.raises(
+        UserError, match=f"a.packed: features of {NAMES[4]} contain NaN or infinity"
+    ):
         store.read_batch(NAMES)
 
 
@@ -222,7 +224,7 @@ def test_damaged_headers_are_refused(packed, seed):
 
 def test_file_of_a_later_version_is_refused(packed, monkeypatch):
     monkeypatch.setattr("generations.datasets.packed.VERSION", 2)
-    with pytest.raises(UserError, match="version 1 of packed features, but this program reads"):
+    with pytest.raises(UserError, match="version 1 of the packed format, but this program reads"):
         open_feature_store([packed], G, D)
 
 
@@ -238,7 +240,7 @@ def test_damaged_row_is_named(packed):
         file.write(np.float32(np.inf).tobytes())
     store = open_feature_store([packed], G, D)
     store.read(NAMES[3])
-    with pytest.raises(UserError, match=f"{NAMES[4]} hold NaN or infinity"):
+    with pytest.raises(UserError, match=f"{NAMES[4]} contain NaN or infinity"):
         store.read(NAMES[4])
 
 
@@ -246,7 +248,7 @@ def test_file_that_is_cut_while_it_is_read(packed):
     features = PackedFeatures(packed)
     os.truncate(packed, packed.stat().st_size - 1)
     assert features.read(NAMES[0]) is not None
-    with pytest.raises(UserError, match="cut short or replaced while in use"):
+    with pytest.raises(UserError, match="truncated or replaced while in use"):
         features.read(NAMES[-1])
 
 
@@ -358,7 +360,7 @@ def test_earlier_file_stays_until_the_new_one_is_whole(packed):
 
 def test_images_come_in_their_order_and_shape(tmp_path):
     file = writer(tmp_path / "a.packed")
-    with pytest.raises(ValueError, match="turn"):
+    with pytest.raises(ValueError, match="not the next one"):
         file.add(NAMES[1], grid(NAMES[1]))
     with pytest.raises(ValueError, match=r"\(2, 3\), not"):
         file.add(NAMES[0], grid(NAMES[0])[0])
@@ -385,13 +387,13 @@ def test_parts_hold_whole_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("generations.datasets.feature_writers.PART_SIZE", 4)
     file = open_feature_writer(tmp_path / "a.packed", "s", NAMES, SHAPE, batch_size=3, world_size=2)
     assert file.missing == NAMES[:6]
-    with pytest.raises(UserError, match="suffix is none of"):
+    with pytest.raises(UserError, match="suffix must be one of"):
         open_feature_writer(tmp_path / "a.npy", "s", NAMES, SHAPE)
 
 
 def test_damaged_file_in_the_way_is_named(packed):
     packed.write_bytes(packed.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train\.packed.*; delete or move it first"):
+    with pytest.raises(UserError, match=r"train\.packed.*; delete or move the file first"):
         writer(packed)
 
 
@@ -433,7 +435,9 @@ def test_converted_features_are_not_overwritten(original, tmp_path):
     before = target.read_bytes()
     convert_features(original, target)  # nothing to do
     for change in ({"dtype": "float32"}, {"signature": "t"}):
-        with pytest.raises(UserError, match=r"a\.packed were converted and would be overwritten"):
+        with pytest.raises(
+            UserError, match=r"a\.packed were made by convert_features.py and would be overwritten"
+        ):
             writer(target, **change)
     assert target.read_bytes() == before
 
@@ -447,13 +451,13 @@ def test_features_of_ours_stay_ours_when_converted(packed, tmp_path):
 def test_what_cannot_be_converted_is_named(original, tmp_path):
     with pytest.raises(UserError, match="the same file"):
         convert_features(original, original)
-    with pytest.raises(UserError, match=r"none\.h5: no such file"):
+    with pytest.raises(UserError, match=r"none\.h5: the file does not exist"):
         convert_features(tmp_path / "none.h5", tmp_path / "a.packed")
     with pytest.raises(UserError, match=r"a\.npy: the suffix"):
         convert_features(original, tmp_path / "a.npy")
     with h5py.File(original, "a") as file:
         file["z/features"] = np.full(SHAPE, np.nan, np.float32)
-    with pytest.raises(UserError, match="z hold NaN"):
+    with pytest.raises(UserError, match="z contain NaN"):
         convert_features(original, tmp_path / "a.packed")
     assert not (tmp_path / "a.packed").exists()
 
@@ -478,7 +482,7 @@ def test_the_file_that_is_there_is_read(tmp_path):
     mine = str(tmp_path / "mine.h5")
     assert path_of(tmp_path, "grid_feat_path_train", mine) == "mine.h5"
     for key in ("features.store", "features.dtype"):
-        with pytest.raises(UserError, match=f"{key}: 'zip' is none of"):
+        with pytest.raises(UserError, match=f"{key} must be one of .*, not 'zip'"):
             path_of(tmp_path, key, "zip")
 
 

@@ -133,7 +133,7 @@ def test_noise_of_the_order_fades_and_repeats_with_its_seed():
         for drawn in numbers
     )
     assert torch.equal(once, again) and not torch.equal(once, other)
-    with pytest.raises(ValueError, match="uniform numbers"):
+    with pytest.raises(ValueError, match="this order is random"):
         image_tokens(model, text_ids, 4, order=Order("random"))
     with pytest.raises(ValueError, match="halton"):
         image_tokens(model, text_ids, 4, order=Order("spiral"))

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_named(data, painted):
     with pytest.raises(UserError, match=r"img3\.png is listed.*extra\.png is there"):
         read_painted_folder(painted)
     (painted / "manifest.json").write_text('{"items": []}')
-    with pytest.raises(UserError, match="lists no pictures"):
+    with pytest.raises(UserError, match="has no pictures"):
         read_painted_folder(painted)
     with pytest.raises(UserError, match="no folder"):
         read_painted_folder(painted / "gone")

@@ -249,7 +249,7 @@ def test_features_are_made_again_only_when_needed(data, monkeypatch, caplog):
 def test_too_many_clusters_leave_the_codebook(data):
     run_first_steps(data)
     before = contents(data / "out")
-    with pytest.raises(UserError, match="grid_cluster_num 500 clusters cannot be made of"):
+    with pytest.raises(UserError, match="cannot make grid_cluster_num 500 clusters from"):
         run(data, "clusters", "grid_cluster_num", "500")
     assert contents(data / "out") == before
 
@@ -275,7 +275,7 @@ def test_split_files_of_the_user_are_not_overwritten(data):
 def test_vocabulary_has_what_the_train_captions_have(data):
     file = data / "out" / "vocab.txt"
     run(data, "captions")
-    with pytest.raises(UserError, match="name a new file in data_dir, such as vocab_file"):
+    with pytest.raises(UserError, match="must be a new file in data_dir, such as"):
         run(data, "vocabulary", "vocab_file", str(data / "vocab.txt"))
     run(data, "vocabulary", "vocab_file", str(file))
     small, whole = CaptionTokenizer(file), CaptionTokenizer()
@@ -288,14 +288,14 @@ def test_vocabulary_has_what_the_train_captions_have(data):
     run(data, "vocabulary", "vocab_file", str(file))  # its own file is made again
     file.rename(data / "out" / "other.txt")
     (data / "out" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="a vocabulary from elsewhere is not written over"):
+    with pytest.raises(UserError, match="other files are not overwritten"):
         run(data, "vocabulary", "vocab_file", str(data / "out" / "other.txt"))
 
 
 def test_sources_are_asked_for(data):
     run(data, "captions")
     for step in ("all", "captions"):
-        with pytest.raises(UserError, match="images_dir is empty: give the folder"):
+        with pytest.raises(UserError, match="images_dir is empty: set it to the folder"):
             prepare.main([step])
     with pytest.raises(UserError, match="captions_file is empty"):
         prepare.main(["all", "images_dir", "/nowhere"])
@@ -366,15 +366,15 @@ def test_killed_generator_training_goes_on(data, monkeypatch, caplog):
     assert not (data / "out/generator.pth").exists()
     caplog.clear()
     run(data, "generator", *full, "num_workers", "2", "generator.report_every", "1")
-    assert "going on after step 4" in caplog.text
+    assert "resuming after step 4" in caplog.text
     assert is_undisturbed()
     # another recipe does not go on from there, nor does a damaged state
     caplog.clear()
     run(data, "generator", *full, "generator.lr", "1e-3")
-    assert "going on" not in caplog.text and not is_undisturbed()
+    assert "resuming" not in caplog.text and not is_undisturbed()
     (data / "out/generator_training.pth").write_bytes(b"PK")
     run(data, "generator", *full)
-    assert "the training begins anew" in caplog.text
+    assert "training starts from the beginning" in caplog.text
     assert is_undisturbed()
 
 
@@ -411,7 +411,7 @@ def test_note_keeps_the_other_steps(data):
     run_first_steps(data)
     manifest = data / "out/manifest.json"
     manifest.write_text("[]")
-    with pytest.raises(UserError, match=r"manifest\.json is not ours"):
+    with pytest.raises(UserError, match=r"manifest\.json was not written by this program"):
         run(data, "clusters")
 
 

@@ -155,7 +155,7 @@ def test_pictures_that_are_not_there_are_not_passed_over_in_silence(data, run, c
     other = (*data, "evaluate_images_dir", str(run / "nowhere"))
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         evaluate.main([*other, "eval_clipscore", "1"])
-    with pytest.raises(UserError, match=r"nothing is asked of .*nowhere"):
+    with pytest.raises(UserError, match=r"no metric is selected .*nowhere"):
         evaluate.main([*other, "eval_clipscore", "0"])
 
 
@@ -239,7 +239,7 @@ def test_stage_1_is_shown_beside_stage_2(data, full_run):
     report.main([*data, "--stage1", "first"])
     html = (full_run / "report.html").read_text(encoding="utf-8")
     assert "CIDEr-D changed by +0.3100 from stage 1 to stage 2 and METEOR by -0.1000" in html
-    with pytest.raises(UserError, match="nothing: no metrics"):
+    with pytest.raises(UserError, match="nothing: there are no metrics"):
         report.main([*data, "--stage1", "nothing"])
 
 

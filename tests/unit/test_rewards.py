@@ -67,7 +67,7 @@ def test_samples_of_one_image_side_by_side():
 
 
 def test_numbers_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         cider_d([DOG, CAT], REFERENCES)
     with pytest.raises(ValueError, match="image_of"):
         cider_d([DOG, CAT], REFERENCES, [0, 3])

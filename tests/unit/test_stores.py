@@ -114,7 +114,7 @@ def test_store_can_be_sent_to_spawned_processes(features):
         (np.zeros((G, G, D + 1), np.float32), r"shape \(2, 2, 4\), not \(2, 2, 3\)"),
         (np.zeros((G * G, D), np.float32), r"shape \(4, 3\), not"),
         (np.float32(3), "shape None, not"),
-        (np.zeros((G, G, D), np.int64), "are int64"),
+        (np.zeros((G, G, D), np.int64), "must be floating point, not int64"),
         (np.full((G, G, D), np.nan, np.float32), "NaN"),
         (np.full((G, G, D), 1e300), "infinity"),
     ],
@@ -134,11 +134,11 @@ def test_wrong_grids_are_named(tmp_path, values, message):
 
 def test_absent_image_and_files(features, tmp_path):
     paths, _ = features
-    with pytest.raises(UserError, match=r"image x are in none of .*train\.h5, .*valid\.h5"):
+    with pytest.raises(UserError, match=r"of the image x in .*train\.h5, .*valid\.h5"):
         open_feature_store(paths, G, D).read("x")
     with pytest.raises(UserError, match=r"none\.h5 does not exist"):
         open_feature_store([tmp_path / "none.h5"], G, D)
-    with pytest.raises(UserError, match="suffix is none of"):
+    with pytest.raises(UserError, match="suffix must be one of"):
         open_feature_store([tmp_path / "a.tsv"], G, D)
 
 
@@ -225,7 +225,7 @@ def test_no_images_make_an_empty_file(tmp_path):
 
 def test_images_come_in_their_order(tmp_path):
     writer = Hdf5Writer(tmp_path / "a.h5", "s", NAMES)
-    with pytest.raises(ValueError, match="turn"):
+    with pytest.raises(ValueError, match="not the next one"):
         writer.add(NAMES[1], grid())
     with pytest.raises(ValueError, match="before all"):
         writer.finish()
@@ -269,7 +269,10 @@ def test_image_in_both_files_is_read_from_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (np.array([0, 1, K, 2]), f"cluster id {K}, not one of 0..{K - 1}; set grid_cluster_num"),
+        (
+            np.array([0, 1, K, 2]),
+            f"cluster id {K}, which is not in 0..{K - 1}; set grid_cluster_num",
+        ),
         (np.array([0, 1, -1, 2]), "cluster id -1"),
         (np.arange(5), r"shape \(5,\)"),
         (np.zeros((2, 2), int), r"shape \(2, 2\)"),
@@ -290,7 +293,7 @@ def test_absent_clusters(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_cluster_store([path], G, K)
     write_array_pickle(path, {})
-    with pytest.raises(UserError, match="image x are in none of"):
+    with pytest.raises(UserError, match="of the image x in"):
         open_cluster_store([path], G, K).read("x")
 
 
@@ -327,12 +330,12 @@ def test_pickles_cannot_execute(tmp_path, protocol):
     ("content", "message"),
     [
         ([np.zeros(3)], "holds a list"),
-        ({"a": np.array([{}, "x"], object)}, "objects instead of numbers|type 'O8'"),
+        ({"a": np.array([{}, "x"], object)}, "objects, not numbers|type 'O8'"),
         ({"a": np.array(["x"])}, "type 'U1'"),
-        ({"a": [1, 2]}, "a list that is no numpy array"),
-        ({1: np.zeros(3)}, "the name 1 is no text"),
-        ({"a": np.zeros(2, [("x", "i4")])}, "instead of numbers"),
-        ({"a": np.dtype("i4")}, "no numpy array"),
+        ({"a": [1, 2]}, "a list, which is not a numpy array"),
+        ({1: np.zeros(3)}, "the name 1 is not a string"),
+        ({"a": np.zeros(2, [("x", "i4")])}, ", not numbers"),
+        ({"a": np.dtype("i4")}, "not a numpy array"),
         ({"a": np.float64(3)}, "would call numpy"),
     ],
 )
@@ -391,7 +394,7 @@ def test_centroids(tmp_path):
     ("values", "message"),
     [
         (np.zeros((K + 1, D)), r"shape \(8, 3\), not \(7, 3\); set grid_cluster_num"),
-        (np.zeros((K, D), int), "not an array of floating point"),
+        (np.zeros((K, D), int), "must be an array of floating point"),
         (np.full((K, D), np.inf), "NaN or infinity"),
         (np.array([{}], object), "damaged, or no"),
     ],

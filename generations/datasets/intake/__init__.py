@@ -1,4 +1,4 @@
-"""Captions as people have them; docs/data.md has the table of all forms.
+"""Read caption files of many forms; docs/data.md has the table of all forms.
 
 What form a file has is told by its content, not by its name. Each form has a reader that adds an
 entry for each image, and all entries become records in one way.

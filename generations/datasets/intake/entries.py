@@ -1,4 +1,4 @@
-"""What every form of captions file becomes: an entry for each image, and then its record."""
+"""The common form of all caption files: an entry for each image, and its record."""
 
 import random
 import re
@@ -45,7 +45,7 @@ class Entry:
 
 
 class Entries:
-    """Gathers what the rows of a file say of its images.
+    """Collects the rows of a file by image.
 
     Args:
         tally: counts what is left out.
@@ -100,7 +100,7 @@ class Entries:
         fault = fault or _fault(entry, captions, split)
         for caption in () if fault else captions:
             if self.once and caption in entry.captions:
-                self._tally.left_out["rows that say what an earlier one says"] += 1
+                self._tally.left_out["duplicate rows"] += 1
             else:
                 entry.captions.append(caption)
         entry.problem = entry.problem or (fault and f"{place} {fault}")
@@ -120,7 +120,7 @@ class Entries:
         shares: Mapping[str, int] = TRAIN_SHARES,
         partly: bool = False,
     ) -> list[ImageRecord]:
-        """The records of all images, with splits of their own, or dealt out if none has one.
+        """The records of all images, with their own splits, or random ones if none has a split.
 
         Args:
             source: for messages.
@@ -163,7 +163,7 @@ class Entries:
 def _fault(entry: Entry, captions: Sequence[str], split: str | None) -> str:
     """What is wrong with a row; notes the split of the image."""
     if not entry.path:
-        return "names no image"
+        return "has no image name"
     if not all(caption_words(caption) for caption in captions):
         return "has an empty caption"
     if split is None:
@@ -173,7 +173,7 @@ def _fault(entry: Entry, captions: Sequence[str], split: str | None) -> str:
     except Problem as problem:
         return str(problem).removeprefix(": ")
     if entry.split not in (None, split):
-        return f"has the split {split}, but an earlier row of the image {entry.split}"
+        return f"has the split {split}, but an earlier row of the same image has {entry.split}"
     entry.split = split
     return ""
 
@@ -193,9 +193,9 @@ def _record_of(entry: Entry, index: int, number: int, tally: Tally) -> ImageReco
 
 
 def without_splits(shares: Mapping[str, int], seed: int) -> str:
-    """A note of how images were dealt out."""
+    """A log note about the random splits."""
     parts = (f"{part} {100 * share // sum(shares.values())} %" for part, share in shares.items())
-    return f"without splits; dealt out {', '.join(parts)} by the seed {seed}"
+    return f"without splits; assigned at random: {', '.join(parts)} (seed {seed})"
 
 
 def deal_out(

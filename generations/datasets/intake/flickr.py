@@ -24,9 +24,9 @@ def read_tokens(text: str, entries: Entries, tally: Tally) -> None:
             continue
         found = _LINE.fullmatch(line.rstrip())
         if found is None:
-            entries.add(f"line {number}", "", fault="is not `name.jpg#0`, a tab and a caption")
+            entries.add(f"line {number}", "", fault="must be `name.jpg#0`, a tab and a caption")
         elif not found[1].lower().endswith(PICTURES):
-            tally.left_out["captions of keys without a picture"] += 1
+            tally.left_out["captions whose key is not a picture"] += 1
         else:
             entries.add(f"line {number}", found[1], [found[2]])
 
@@ -48,10 +48,10 @@ def apply_lists(lists: Mapping[str, Path], entries: Entries, tally: Tally) -> No
                 continue
             entry = entries.images.get(name)
             if entry is None:
-                tally.left_out["names of split lists without captions"] += 1
+                tally.left_out["images of split lists without captions"] += 1
             elif entry.split not in (None, split):
                 names = f"{lists[entry.split].name} and in line {number} of {path.name}"
-                entry.problem = entry.problem or f"stands in {names}"
+                entry.problem = entry.problem or f"is in {names}"
             else:
                 entry.split = split
     names = ", ".join(path.name for path in lists.values())
@@ -59,4 +59,4 @@ def apply_lists(lists: Mapping[str, Path], entries: Entries, tally: Tally) -> No
     for name, entry in list(entries.images.items()):
         if entry.split is None and not entry.problem:
             del entries.images[name]
-            tally.left_out["images that no split list names"] += 1
+            tally.left_out["images in no split list"] += 1

@@ -12,7 +12,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 USUAL_NAMES = ("metadata", "captions")
 FORMS = (
     "Karpathy's or COCO's JSON, a JSON list of images and captions, .jsonl, .csv, .tsv, "
-    "Flickr8k.token.txt, tars, or a folder of pictures with texts"
+    "Flickr8k.token.txt, tars, or a folder of pictures and text files"
 )
 Parts = list[tuple[Path, str | None]]
 
@@ -61,8 +61,8 @@ def _coco_parts(folder: Path) -> Parts:
         if len(paths) != 1:
             names = ", ".join(path.name for path in paths) or "none"
             raise UserError(
-                f"captions_file {folder}: the folder must hold one captions_{part}*.json, "
-                f"but there is {names}; give one file, or a folder with one of each"
+                f"captions_file {folder}: the folder must have one captions_{part}*.json, but has "
+                f"{names}; give one file, or a folder with one of each"
             )
         found.append((paths[0], "train" if part == "train" else None))
     return found
@@ -92,8 +92,8 @@ def _split(word: str) -> str:
 def _only(folder: Path, paths: Sequence[Path]) -> Path:
     if len(paths) == 1:
         return paths[0]
-    names = ", ".join(str(path.relative_to(folder)) for path in paths[:5]) or "none is known"
+    names = ", ".join(str(path.relative_to(folder)) for path in paths[:5]) or "none found"
     raise UserError(
-        f"captions_file {folder}: it is not clear which file of the folder holds the captions "
-        f"({names}); name one: {FORMS}"
+        f"captions_file {folder}: cannot tell which file of the folder has the captions ({names}); "
+        f"give one file: {FORMS}"
     )

@@ -64,7 +64,7 @@ def _loaded(line: str) -> Any:
 def read_karpathy_content(
     content: Mapping[str, Any], path: Path, seed: int, skip_bad: bool, tally: Tally
 ) -> list[ImageRecord]:
-    """The records of a Karpathy file; if no image has a split, they are dealt out."""
+    """The records of a Karpathy file; if no image has a split, splits are assigned at random."""
     images = list_of(content, "images", path)
     if any(not isinstance(image, dict) or "split" in image for image in images):
         return karpathy_records(content, path, skip_bad, tally)
@@ -109,7 +109,9 @@ def read_coco(content: Any, path: Path, entries: Entries, tally: Tally) -> Mappi
         if key is None:
             entry.problem = entry.problem or f"image {number} has no id"
         elif key not in captions:
-            only = "whose annotations are all left out" if key in refused else "without annotation"
+            only = (
+                "whose annotations were all left out" if key in refused else "without an annotation"
+            )
             tally.left_out[f"images {only}"] += 1
             continue
         else:
@@ -119,7 +121,7 @@ def read_coco(content: Any, path: Path, entries: Entries, tally: Tally) -> Mappi
         entry.split = entries.split
         entries.images[f"{path} {number}"] = entry
     lost = sum(len(texts) for key, texts in captions.items() if key not in known)
-    tally.left_out.update({"annotations without image": lost} if lost else {})
+    tally.left_out.update({"annotations without an image": lost} if lost else {})
     return VAL_SHARES if "val" in path.stem else TRAIN_SHARES
 
 
@@ -137,7 +139,7 @@ def _coco_image(image: Any, number: int, entries: Entries) -> Entry:
 def _take(entry: Entry, texts: Sequence[Any]) -> None:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            entry.problem = entry.problem or f"caption {number} is no text"
+            entry.problem = entry.problem or f"caption {number} is not a string"
         elif not caption_words(text):
             entry.problem = entry.problem or f"caption {number} is empty"
         else:
@@ -163,7 +165,7 @@ def _id(value: Any) -> int | str | None:
 def _no_caption(annotation: Mapping[str, Any]) -> str:
     """Why an annotation is none by its own words, or ''."""
     flag = next((flag for flag in NO_CAPTIONS if annotation.get(flag) in (True, 1)), "")
-    return flag and f"annotations that say {flag}"
+    return flag and f"annotations marked {flag}"
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def read_items(content: Any, path: Path, entries: Entries, tally: Tally) -> None
         number = _id(_first(item, _ID_KEYS))
         ids = (number,) if isinstance(number, int) else ()
         if not isinstance(name, str):
-            name, fault = "", fault or f"names no image ({', '.join(_IMAGE_KEYS[:4])}, ...)"
+            name, fault = "", fault or f"has no image name ({', '.join(_IMAGE_KEYS[:4])}, ...)"
         if split is not None and not isinstance(split, str):
             fault = fault or f"has the split {split!r:.60}"
             split = None
@@ -216,7 +218,7 @@ def _texts(value: Any) -> tuple[list[str], str]:
             part = _first(part, (*CAPTION, "tokens"))
             part = " ".join(map(str, part)) if isinstance(part, list) else part
         if not isinstance(part, str):
-            return [], "has no caption" if value is None else "has a caption that is no text"
+            return [], "has no caption" if value is None else "has a caption that is not a string"
         found.append(part)
     return found, "" if found else "has no caption"
 

@@ -138,7 +138,8 @@ def _members(path: Path, tally: Tally, unpack_to: Path | None) -> Iterator[tuple
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"captions {path} cannot be read to its end ({short(error)}): get or write it again"
+            f"captions {path} cannot be read completely ({short(error)}): download or write it "
+            "again"
         ) from None
 
 
@@ -146,7 +147,7 @@ def _taken(name: str, size: int, most: int, tally: Tally) -> bool:
     try:
         file_of({"file": name}, "file", 0)
     except Problem:
-        tally.left_out["members of tars whose names lead elsewhere"] += 1
+        tally.left_out["members of tars with paths outside of their folder"] += 1
         return False
     if size > most:
         tally.left_out[f"members of tars larger than {most:,} bytes"] += 1
@@ -178,15 +179,15 @@ def _caption_of(content: bytes) -> list[str]:
 def _lines(content: bytes, name: str, tally: Tally) -> list[str]:
     text, not_utf8 = decode(content, name)
     if not_utf8:
-        tally.changed["texts that are not UTF-8, read as Windows-1252"] += 1
+        tally.changed["text files that are not UTF-8, read as Windows-1252"] += 1
     return [line for line in text.splitlines() if line.strip()]
 
 
 def _orphans(pictures: Any, texts: Any, tally: Tally) -> None:
     if pictures:
-        tally.left_out["pictures without a text"] += len(pictures)
+        tally.left_out["pictures without a text file"] += len(pictures)
     if texts:
-        tally.left_out["texts without a picture"] += len(texts)
+        tally.left_out["text files without a picture"] += len(texts)
 
 
 def _add_all(found: Sequence[tuple[str, list[str]]], entries: Entries, tally: Tally) -> None:
@@ -202,4 +203,4 @@ def _add_all(found: Sequence[tuple[str, list[str]]], entries: Entries, tally: Ta
         tally.notes.append(f"splits of the folders {', '.join(sorted(splits))}")
     for name, captions in found:
         split = splits.get(name.partition("/")[0])
-        entries.add(name, name, captions, split, fault="" if captions else "has an empty text")
+        entries.add(name, name, captions, split, fault="" if captions else "has an empty text file")

@@ -74,7 +74,8 @@ def _rows(text: str, path: Path, separator: str, skip: int) -> Iterator[tuple[in
                 yield rows.line_num + skip, row
     except csv.Error as error:
         raise UserError(
-            f"captions {path}: line {rows.line_num + skip} is no row ({error}); check its quotes"
+            f"captions {path}: line {rows.line_num + skip} is not a valid row ({error}); check its "
+            "quotes"
         ) from None
 
 
@@ -107,13 +108,13 @@ def _columns(header: str, path: Path) -> _Columns:
     said = ", ".join(map(repr, names))[:200]
     if any(name.endswith(PICTURES) for name in names):
         raise UserError(
-            f"captions {path}: there is no header line: line 1 must name the columns, such as "
-            f"image,caption or image,caption,split (or with tabs), but has {said}"
+            f"captions {path}: line 1 must be a header that names the columns, such as "
+            f"image,caption or image,caption,split (or with tabs), but it is {said}"
         )
     raise UserError(
-        f"captions {path}: line 1 must name one column image (or {', '.join(IMAGE[1:5])}, ...), "
-        f"one column caption (or {', '.join(CAPTION[2:4])}, ...) and at most one split, but has "
-        f"{said}"
+        f"captions {path}: the header in line 1 must name one column image (or "
+        f"{', '.join(IMAGE[1:5])}, ...), one column caption (or {', '.join(CAPTION[2:4])}, ...) "
+        f"and at most one column split, but it is {said}"
     )
 
 

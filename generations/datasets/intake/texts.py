@@ -1,4 +1,4 @@
-"""Text files in the encodings that they come in."""
+"""Read text files in different encodings."""
 
 import codecs
 from pathlib import Path
@@ -25,7 +25,7 @@ _OTHERS = {
 
 
 def read_text(path: Path, tally: Tally) -> str:
-    """The text of a captions file; where it had to be guessed how, the tally notes it.
+    """The text of a captions file; if the encoding was guessed, the tally notes it.
 
     Raises:
         UserError: the file cannot be read, is of a kind that holds no text, or in no known
@@ -62,7 +62,8 @@ def decode(content: bytes, name: str) -> tuple[str, int]:
             text = "\0"
         if "\0" in text:
             raise UserError(
-                f"captions {name}: line {line} is not {encoding.upper()}; save it as UTF-8"
+                f"captions {name}: line {line} is not valid {encoding.upper()}; save the file as "
+                "UTF-8"
             ) from None
     return text.replace("\ufeff", ""), line
 

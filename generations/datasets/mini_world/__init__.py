@@ -115,7 +115,7 @@ def write_world(
     sizes = {"train": train, "val": val, "test": test}
     for name, value in {"seed": seed, **sizes}.items():
         if value < 0:
-            raise UserError(f"mini world: {name} is {value}; give 0 or more")
+            raise UserError(f"mini world: {name} must be 0 or more, not {value}")
     images = Path(folder) / "images"
     images.mkdir(parents=True, exist_ok=True)
     entries = []

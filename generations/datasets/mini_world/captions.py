@@ -137,7 +137,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[list[str]]:
         if len(captions) == CAPTIONS:
             return captions
     # At least eight templates fit with short synonyms, whatever the scene.
-    raise AssertionError(f"no {CAPTIONS} captions of {MAX_WORDS} words for {scene}")
+    raise AssertionError(
+        f"could not make {CAPTIONS} captions of at most {MAX_WORDS} words for {scene}"
+    )
 
 
 def _verb_forms() -> dict[str, tuple[str, int, bool]]:

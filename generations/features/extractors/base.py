@@ -63,7 +63,7 @@ class SquareExtractor(ABC):
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(
-                f"features.extractor {settings.name} {settings.backbone} does not take pictures of "
+                f"features.extractor {settings.name} {settings.backbone} does not work with "
                 f"features.image_size {side} ({reason})"
             ) from None
 

@@ -217,8 +217,8 @@ class Butd:
     ):
         if not settings.weights:
             raise UserError(
-                "features.weights is empty: give the detectron_model.pth of vilbert-multi-task, or "
-                f"{RANDOM}"
+                "features.weights is empty: set it to the file detectron_model.pth of "
+                f"vilbert-multi-task, or to {RANDOM}"
             )
         if settings.weights == RANDOM:
             detector = seeded(lambda: random_detector(size), settings.seed)

@@ -25,8 +25,9 @@ class ClipTower(SquareExtractor):
     def __init__(self, settings: ExtractorSettings, device: torch.device):
         if not settings.backbone or not settings.weights:
             raise UserError(
-                "features.extractor open_clip needs features.backbone and features.weights: an "
-                "open_clip name and tag (ViT-B-32 openai), or a model config (.json) and a file"
+                "features.extractor open_clip needs features.backbone and features.weights: a "
+                "name and a tag of open_clip (ViT-B-32 openai), or a model config (.json) and a "
+                "file of weights"
             )
         try:
             clip = load_clip(settings.backbone, settings.weights)
@@ -36,8 +37,8 @@ class ClipTower(SquareExtractor):
             raise UserError(said) from None
         if clip.size != (settings.side, settings.side):
             raise UserError(
-                f"features.backbone {settings.backbone} looks at {clip.size[0]} x {clip.size[1]} "
-                f"pixels, not at features.image_size {settings.image_size}; set "
+                f"features.backbone {settings.backbone} needs images of {clip.size[0]} x "
+                f"{clip.size[1]} pixels, not features.image_size {settings.image_size}; set "
                 f"features.image_size {clip.size[0]}"
             )
         mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()

@@ -49,8 +49,8 @@ class EfficientNetLite0(SquareExtractor):
             sizes = {name: n**2 * FIRST_CHANNELS + CHANNELS for name, (n, _) in LAYERS.items()}
             known = ", ".join(f"{name!r} (grid_feat_dim {dim})" for name, dim in sizes.items())
             raise UserError(
-                f"features.layer {settings.layer!r}: efficientnet-lite0 has {known}; '' is the "
-                "last map alone"
+                f"features.layer of efficientnet-lite0 must be {known}, or '' for the last map, "
+                f"not {settings.layer!r}"
             )
         self._points, self._weight = LAYERS[settings.layer]
         network = seeded(LiteNetwork, settings.seed)

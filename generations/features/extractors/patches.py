@@ -23,7 +23,7 @@ class Patches:
     def __init__(self, settings: ExtractorSettings, device: torch.device):
         if settings.side % settings.grid_size:
             raise UserError(
-                f"features.image_size {settings.image_size} is not a multiple of grid_size "
+                f"features.image_size {settings.image_size} must be a multiple of grid_size "
                 f"{settings.grid_size}"
             )
         self.name = settings.name

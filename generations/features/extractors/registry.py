@@ -43,9 +43,11 @@ class ExtractorSettings:
 
     @property
     def side(self) -> int:
-        """S, where there must be one."""
+        """S; a UserError if it is not set."""
         if self.image_size is None:
-            raise UserError(f"features.extractor {self.name} needs features.image_size")
+            raise UserError(
+                f"features.extractor {self.name} needs features.image_size of at least 1"
+            )
         return self.image_size
 
 
@@ -109,22 +111,24 @@ def build_extractor(settings: ExtractorSettings, device: torch.device | str = "c
         import_module(f"{__package__}.{_MODULES[settings.name]}")
     if settings.name not in _BUILDERS:
         known = sorted({*_BUILDERS, *_MODULES})
-        raise UserError(f"features.extractor {settings.name!r} is none of {', '.join(known)}")
+        raise UserError(
+            f"features.extractor must be one of {', '.join(known)}, not {settings.name!r}"
+        )
     extractor = _BUILDERS[settings.name](settings, torch.device(device))
     if extractor.dim != settings.dim:
         sizes = f"grid_size {settings.grid_size}"
         if extractor.image_size is not None:
             sizes = f"features.image_size {settings.image_size} and {sizes}"
         raise UserError(
-            f"features.extractor {settings.name} gives {extractor.dim} numbers a cell with "
-            f"{sizes}, but grid_feat_dim is {settings.dim}; set grid_feat_dim {extractor.dim} or "
+            f"features.extractor {settings.name} with {sizes} computes {extractor.dim} numbers for "
+            f"a cell, but grid_feat_dim is {settings.dim}; set grid_feat_dim {extractor.dim} or "
             "change features.image_size"
         )
     return extractor
 
 
 def identity(settings: ExtractorSettings, extractor: Extractor) -> dict[str, str | int | None]:
-    """What decides the features of a picture: two extractors of one identity give the same ones.
+    """Everything that the features depend on: extractors of equal identity give equal features.
 
     Where the weights came from is left out; what they are counts.
     """

@@ -45,8 +45,8 @@ class TorchvisionBackbone(SquareExtractor):
         if name not in known:
             close = difflib.get_close_matches(name, known, 3) or ["resnet50"]
             raise UserError(
-                f"features.backbone {name!r} is no classifier or detector of torchvision; did you "
-                f"mean {', '.join(close)}?"
+                f"features.backbone {name!r} is not a classifier or detector of torchvision; did "
+                f"you mean {', '.join(close)}?"
             )
         self._detects = name in detectors
         self._layer = settings.layer
@@ -65,8 +65,8 @@ class TorchvisionBackbone(SquareExtractor):
         layer = self._layer or next(name for name in _LAST_MAPS if name in modules)
         if layer not in modules:
             raise UserError(
-                f"features.layer {layer!r} is no module of it; the outermost are "
-                f"{', '.join(name for name, _ in model.named_children())}"
+                f"features.layer {layer!r} is not a module of this network; its top-level modules "
+                f"are {', '.join(name for name, _ in model.named_children())}"
             )
         module = modules[layer]
         if isinstance(module, nn.ModuleList):  # is not called itself
@@ -87,14 +87,14 @@ class TorchvisionBackbone(SquareExtractor):
             side = math.isqrt(found.shape[1] - 1)
             found = found[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         if not isinstance(found, Tensor) or found.ndim != 4:
-            raise ValueError(f"the output of {self._layer or 'the network'} is no map")
+            raise ValueError(f"the output of {self._layer or 'the network'} is not a feature map")
         return found
 
 
 def _level(levels: dict[str, Tensor], layer: str, grid_size: int) -> Tensor:
     if layer:
         if layer not in levels:
-            raise ValueError(f"features.layer {layer!r} is none of {', '.join(levels)}")
+            raise ValueError(f"features.layer must be one of {', '.join(levels)}, not {layer!r}")
         return levels[layer]
     large = [level for level in levels.values() if min(level.shape[2:]) >= grid_size]
     by_size = sorted(large or levels.values(), key=lambda level: level.shape[2])
@@ -109,8 +109,8 @@ def _build(settings: ExtractorSettings, detects: bool) -> Any:
         options["init_weights"] = False
     if not weights:
         raise UserError(
-            f"features.weights is empty: give torchvision's name ({', '.join(_published(name))}), "
-            f"a file, or {RANDOM}"
+            "features.weights is empty: set it to a name of torchvision "
+            f"({', '.join(_published(name))}), a file, or {RANDOM}"
         )
     if weights == RANDOM:
         return seeded(lambda: models.get_model(name, weights=None, **options), settings.seed)
@@ -120,7 +120,7 @@ def _build(settings: ExtractorSettings, detects: bool) -> Any:
         return model
     if weights not in _published(name):
         raise UserError(
-            f"features.weights {weights!r}: torchvision's {name} has "
+            f"features.weights {weights!r} is unknown: torchvision's {name} has "
             f"{', '.join(_published(name))}; or give a file ({', '.join(_SUFFIXES)}) or {RANDOM}"
         )
     found = cast(Any, models.get_model_weights(name))[weights]
@@ -131,7 +131,7 @@ def _build(settings: ExtractorSettings, detects: bool) -> Any:
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"features.weights {weights} of {name} are not in the cache and cannot be downloaded "
-            f"({reason}); get {found.url} and give the file as features.weights"
+            f"({reason}); get {found.url} and set features.weights to the file"
         ) from None
 
 
