@@ -34,7 +34,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from generations.batch import Batch
-from generations.decoding import caption_tokens, image_tokens
+from generations.decoding import (
+    Guidance,
+    Order,
+    beam_captions,
+    caption_tokens,
+    image_tokens,
+    sampled_captions,
+)
 from generations.modeling import ModelSize, UnifiedTransformer, choose_library
 from generations.modeling.visibility import teacher_forcing
 from generations.objectives import TASKS, SequenceSettings, TaskContext, replay
@@ -57,7 +64,7 @@ class Operators(TorchDispatchMode):
 
     Attributes:
         names: of all; `reads` and `copies`: of those that wait for the device, and that bring
-            something to it.
+            something to it without waiting.
         answer: what is read back of fake tensors by an operator with its arguments.
     """
 
@@ -89,10 +96,11 @@ class Operators(TorchDispatchMode):
             if (source.type, target.type) == ("cuda", "cpu"):
                 self.reads[name] += 1
             elif (source.type, target.type) == ("cpu", "cuda"):
-                self.copies[name] += 1
+                quick = kwargs.get("non_blocking") or args[2:] == (True,)
+                (self.copies if quick else self.reads)[name] += 1
         elif on_device and name.startswith("index") and self.answer is not None:
             # indices that the host holds are brought over
-            self.copies[name] += any(t.device.type == "cpu" and t.ndim for t in tensors)
+            self.reads[name] += any(t.device.type == "cpu" and t.ndim for t in tensors)
         return func(*args, **kwargs)
 
     @staticmethod
@@ -167,7 +175,7 @@ def on_cpu(name: str, model: UnifiedTransformer, batch: Batch) -> Row:
     return row
 
 
-def decoded_on_cpu(run: Callable[[], Tensor]) -> Row:
+def decoded_on_cpu(run: Callable[[], None]) -> Row:
     operators = Operators()
     with operators, torch.autocast("cpu", torch.bfloat16):
         run()
@@ -233,29 +241,48 @@ def task_row(name: str, causal: bool, counted: bool) -> Row:
     )
 
 
-def captioning(causal: bool, counted: bool) -> Row:
+def greedily(model: UnifiedTransformer, batch: Batch) -> None:
+    caption_tokens(model, batch.features, steps=16)
+
+
+def by_beam(model: UnifiedTransformer, batch: Batch) -> None:
+    beam_captions(model, batch.features, steps=16)
+
+
+def by_chance(model: UnifiedTransformer, batch: Batch) -> None:
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        uniforms = torch.rand(BATCH, 2, 16)
+    sampled_captions(model, uniforms, batch.features, top_p=0.9, length_penalty=0.7)
+
+
+def paint(model: UnifiedTransformer, batch: Batch) -> None:
+    image_tokens(model, batch.text_ids)
+
+
+def paint_guided(model: UnifiedTransformer, batch: Batch) -> None:
+    image_tokens(model, batch.text_ids, order=Order("halton"), guidance=Guidance(2.0))
+
+
+def decoding_row(
+    decode: Callable[[UnifiedTransformer, Batch], None], causal: bool, counted: bool
+) -> Row:
     model = new_model(causal).eval()
     batch = measures.random_batch(model, BATCH, 17)
-    row = decoded_on_cpu(lambda: caption_tokens(model, batch.features)) if counted else {}
-    return row | on_fake_cuda(
-        lambda fake, moved: caption_tokens(fake.eval(), moved.features), batch, causal
-    )
-
-
-def painting(counted: bool) -> Row:
-    model = new_model().eval()
-    batch = measures.random_batch(model, BATCH, 17)
-    row = decoded_on_cpu(lambda: image_tokens(model, batch.text_ids)) if counted else {}
-    return row | on_fake_cuda(lambda fake, moved: image_tokens(fake.eval(), moved.text_ids), batch)
+    row = decoded_on_cpu(lambda: decode(model, batch)) if counted else {}
+    return row | on_fake_cuda(lambda fake, moved: decode(fake.eval(), moved), batch, causal)
 
 
 ROWS: dict[str, Callable[[bool], Row]] = {
     **{name: partial(task_row, name, False) for name in TEXT},
-    "captioning": partial(captioning, False),
-    "painting": painting,
+    "captioning": partial(decoding_row, greedily, False),
+    "captioning_beam": partial(decoding_row, by_beam, False),
+    "captioning_sample": partial(decoding_row, by_chance, False),
+    "painting": partial(decoding_row, paint, False),
+    "painting_guided": partial(decoding_row, paint_guided, False),
     "xe_i2t_causal": partial(task_row, "xe_i2t", True),
     "rl_i2t_causal": partial(task_row, "rl_i2t", True),
-    "captioning_causal": partial(captioning, True),
+    "captioning_causal": partial(decoding_row, greedily, True),
+    "captioning_beam_causal": partial(decoding_row, by_beam, True),
 }
 
 

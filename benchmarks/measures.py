@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from generations.batch import Batch
 from generations.config import load_config
-from generations.decoding import caption_tokens, image_tokens
+from generations.decoding import caption_tokens, image_tokens, sampling
 from generations.decoding.captions import decode_scored
 from generations.decoding.images import cells_again, predict
 from generations.decoding.prefixes import blank_caption, next_logits
@@ -406,7 +406,10 @@ def rl_i2t_step(size: str, batch_size: int = 2, recompute: bool = True) -> Sides
 def draws(words: Tensor) -> Iterator[None]:
     """Let torch draw given ids (B, S), one column in each call."""
     columns = iter(words.unbind(1))
-    with mock.patch("torch.multinomial", lambda *_: next(columns)[:, None]):
+    with (
+        mock.patch.object(sampling, "draw", lambda *_: next(columns)),
+        mock.patch("torch.multinomial", lambda *_: next(columns)[:, None]),
+    ):
         yield
 
 

@@ -74,6 +74,15 @@ class Batch:
         return len(self.image_ids)
 
 
+def sizes_repeat(device: torch.device) -> bool:
+    """Whether sizes that depend on what is computed are rounded up, to few ones: not on a CPU.
+
+    A GPU would have to be waited for to learn them, and its libraries, its memory and compiled code
+    are used to sizes that they have seen; a few more rows take it hardly longer.
+    """
+    return device.type != "cpu"
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A small tensor of the CPU on `device`, without waiting for what runs there."""
     if device.type == "cuda" and tensor.device.type == "cpu":

@@ -1,7 +1,7 @@
 """Captions by beam search, left to right.
 
 What has ended leaves: a hypothesis that can no longer come among the best is dropped, and an image
-without hypotheses is done.
+without hypotheses is done. On a GPU a dropped hypothesis is computed on, as one that never counts.
 
 Shape legend: A images that go on, W beam size, R hypotheses of all of them (prefixes), M
 candidates, C captions that are kept.
@@ -10,6 +10,8 @@ candidates, C captions that are kept.
 import torch
 from torch import Tensor
 
+from generations.batch import sizes_repeat
+from generations.decoding.active import Active
 from generations.decoding.captions import (
     Hypotheses,
     best_first,
@@ -84,12 +86,13 @@ def search(
     """
     device = vision.device
     kept = _nothing(len(vision), count, text_length + 1, device)
-    going = torch.arange(len(vision), device=device)  # (A,) images
+    active = Active(len(vision), device)  # images
+    there = torch.arange(len(vision), device=device)  # (R,) hypotheses, of the A * W
     ids = blank_caption(len(vision), text_length, device)[:, None]  # (A, 1, T), later (A, W, T)
     log_probs = torch.zeros(len(vision), 1, device=device)
     prefixes = open_prefixes(model, vision, text_length)
     for step in range(1, steps + 1):
-        ids, log_probs, parents = _extend(prefixes, ids, log_probs, step, 2 * beam_size)
+        ids, log_probs, parents = _extend(prefixes, ids, log_probs, there, step, 2 * beam_size)
         ended = ids[..., step] == EOS  # (A, M)
         complete = ended.clone()
         complete[:, beam_size:] = False
@@ -98,52 +101,62 @@ def search(
         scores = penalised(log_probs, step, length_penalty).masked_fill(~complete, NEVER)
         written = ids.clone()
         written[..., step + 1 :] = PAD
-        own = Hypotheses(kept.ids[going], kept.log_probs[going], kept.scores[going])
+        rows = active.rows
+        own = Hypotheses(kept.ids[rows], kept.log_probs[rows], kept.scores[rows])
         own = _join(own, written, log_probs, scores, count)
-        kept.ids[going], kept.log_probs[going] = own.ids, own.log_probs
-        kept.scores[going] = own.scores
+        kept.ids[rows], kept.log_probs[rows] = own.ids, own.log_probs
+        kept.scores[rows] = own.scores
+        if step == steps:
+            break
         # the most that a hypothesis can come to: each further word has probability 1
         hopes = torch.maximum(
             *(penalised(log_probs, length, length_penalty) for length in (step + 1, steps))
         )
         hopeless = ended | (hopes <= own.scores[:, -1:])
         open_ones = log_probs.masked_fill(hopeless, NEVER)
-        alive = (open_ones > NEVER).any(1)
-        if step == steps or not alive.any():
-            break
-        log_probs, places = open_ones[alive].topk(min(beam_size, open_ones.shape[1]), dim=1)
-        ids = ids[alive].gather(1, places[..., None].expand(-1, -1, ids.shape[-1]))
-        prefixes = prefixes.rows(parents[alive].gather(1, places)[log_probs > NEVER])
-        going = going[alive]
+        log_probs, places = open_ones.topk(min(beam_size, open_ones.shape[1]), dim=1)
+        ids = ids.gather(1, places[..., None].expand(-1, -1, ids.shape[-1]))
+        parents = parents.gather(1, places)
+        stay = active.end(log_probs[:, 0] > NEVER, step)
+        if stay is not None:
+            if not len(stay):
+                break
+            ids, log_probs, parents = ids[stay], log_probs[stay], parents[stay]
+        there = torch.arange(log_probs.numel(), device=device)
+        if not sizes_repeat(device):
+            there = there[log_probs.flatten() > NEVER]
+        prefixes = prefixes.rows(parents.flatten()[there])
     return kept
 
 
 def _extend(
-    prefixes: Prefixes, ids: Tensor, log_probs: Tensor, step: int, most: int
+    prefixes: Prefixes, ids: Tensor, log_probs: Tensor, there: Tensor, step: int, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write position `step` of captions (A, W, T) in all ways; the M <= `most` likeliest an image.
 
     Args:
-        prefixes: of the R captions whose log_probs (A, W) are not NEVER.
+        prefixes: of R captions.
+        there: (R,) which of the A * W these are: at least those whose log_probs (A, W) are not
+            NEVER.
 
     Returns:
         ids (A, M, T) and log_probs (A, M), likeliest first, and the rows in `prefixes` of the
         captions that were extended, (A, M).
     """
-    there = log_probs > NEVER  # (A, W)
-    logits = prefixes.logits(ids[there], step).float()  # (R, V)
+    images, flat = len(ids), log_probs.flatten()  # (A * W,)
+    logits = prefixes.logits(ids.flatten(0, 1)[there], step).float()  # (R, V)
     chances, words = logits.log_softmax(-1).topk(min(most, logits.shape[-1]))
     wide = words.shape[-1]
-    candidates = log_probs.new_full((*there.shape, wide), NEVER)
-    candidates[there] = log_probs[there][:, None] + chances
-    tokens = words.new_zeros(candidates.shape)
-    tokens[there] = words
-    best, places = candidates.flatten(1).topk(min(most, candidates[0].numel()), dim=1)
+    candidates = flat.new_full((len(flat), wide), NEVER)
+    candidates = candidates.index_copy(0, there, flat[there][:, None] + chances).view(images, -1)
+    tokens = words.new_zeros(len(flat), wide).index_copy(0, there, words).view(images, -1)
+    best, places = candidates.topk(min(most, candidates.shape[1]), dim=1)
     chosen = places // wide  # (A, M) in 0..W-1
     ids = ids.gather(1, chosen[..., None].expand(-1, -1, ids.shape[-1]))
-    ids[..., step] = tokens.flatten(1).gather(1, places)
-    number = (there.flatten().cumsum(0) - 1).view(there.shape)  # row of each caption that is there
-    return ids, best, number.gather(1, chosen)
+    ids[..., step] = tokens.gather(1, places)
+    numbers = torch.arange(len(there), device=there.device)
+    rows = torch.zeros_like(flat, dtype=torch.long).index_copy(0, there, numbers)
+    return ids, best, rows.view(log_probs.shape).gather(1, chosen)
 
 
 def _nothing(images: int, count: int, length: int, device: torch.device) -> Hypotheses:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from generations.batch import to_device
 from generations.decoding.active import Active
 from generations.decoding.prefixes import blank_caption, open_prefixes
 from generations.decoding.sampling import choose_tokens
@@ -108,10 +109,10 @@ def decode_scored(
         logits = prefixes.logits(ids, step)
         chosen = choose(logits, active.rows, step)
         ids[:, step] = chosen
-        rows = active.counting(active.rows)
-        written[rows, step] = active.counting(chosen)
-        log_probs[rows] += active.counting(log_probability(logits, chosen))
-        stay = active.end(chosen != EOS)
+        going = active.going
+        written[active.rows, step] = torch.where(going, chosen, PAD)
+        log_probs[active.rows] += torch.where(going, log_probability(logits, chosen), 0.0)
+        stay = active.end(chosen != EOS, step) if step < steps else None
         if stay is not None:
             if not len(stay):
                 break
@@ -148,7 +149,7 @@ def sampled_captions(
     """
     vision = model.encode_vision(features, cluster_ids)  # once an image
     images, captions, steps = uniforms.shape
-    flat = uniforms.to(vision.device).flatten(0, 1)
+    flat = to_device(uniforms, vision.device).flatten(0, 1)
 
     def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         return choose_tokens(logits, flat[rows, step - 1], temperature, top_k, top_p)
@@ -169,7 +170,9 @@ def best_first(ids: Tensor, log_probs: Tensor, scores: Tensor, count: int) -> Hy
 
 def penalised(log_probs: Tensor, lengths: Tensor | int, length_penalty: float) -> Tensor:
     """log_probs / lengths ** length_penalty: 0 ranks by probability, more favours long captions."""
-    return log_probs / torch.as_tensor(lengths).to(log_probs) ** length_penalty
+    if isinstance(lengths, int):
+        lengths = log_probs.new_full((), lengths)
+    return log_probs / lengths.to(log_probs) ** length_penalty
 
 
 def caption_lengths(ids: Tensor, steps: int) -> Tensor:

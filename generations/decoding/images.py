@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from generations.batch import to_device
 from generations.decoding.orders import Guidance, Order
 from generations.decoding.sampling import choose_tokens
 from generations.modeling import UnifiedTransformer
@@ -103,7 +104,7 @@ def painting_steps(
     if drawn_by is not None:
         text, text_mask = (x.repeat_interleave(drawn_by.shape[1], 0) for x in (text, text_mask))
     if uniforms is not None:
-        uniforms = uniforms.to(text_ids.device).flatten(0, 1)  # (B * S, steps, N)
+        uniforms = to_device(uniforms, text_ids.device).flatten(0, 1)  # (B * S, steps, N)
     cells = model.size.grid_size**2
     masked = torch.ones(len(text), cells, dtype=torch.bool, device=text_ids.device)
     cluster_ids = torch.zeros_like(masked, dtype=torch.long)
@@ -150,7 +151,7 @@ def beside_empty(
     model: UnifiedTransformer, text: Tensor, text_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A language stream (B, T, H) and its mask, and below them the empty caption's as often."""
-    ids = torch.tensor([EMPTY], device=text.device)
+    ids = to_device(torch.tensor([EMPTY]), text.device)
     alone = model.encode_text(ids, None)  # (1, 2, H)
     empty = torch.zeros_like(text)  # what the mask hides is never read
     empty[:, : len(EMPTY)] = alone

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from generations.batch import to_device
+
 ORDERS = ("confidence", "halton", "random")
 GUIDANCE_SCHEDULES = ("constant", "growing")
 
@@ -33,17 +35,19 @@ class Order:
         """How sure each cell (B, N) is to stay after a step (from 0), given its certainty."""
         if self.name == "halton":
             visits = torch.tensor(halton_visits(round(certainty.shape[1] ** 0.5)))
-            return -visits.to(certainty).expand_as(certainty)
+            return -to_device(visits.to(certainty.dtype), certainty.device).expand_as(certainty)
         if self.name not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.name!r}")
         if self.name == "confidence" and not self.noise:
             return certainty
         if self.uniforms is None:
             raise ValueError("this order is random: pass `uniforms` (see draw_uniforms)")
-        uniforms = self.uniforms.to(certainty).flatten(0, 1)  # (B * S, R, N)
+        number = 0 if self.name == "random" else step
+        uniforms = self.uniforms[:, :, number].to(certainty.dtype)
+        uniforms = to_device(uniforms, certainty.device).flatten(0, 1)  # (B * S, N)
         if self.name == "random":
-            return uniforms[:, 0]
-        gumbel = -(-uniforms[:, step].log()).log()
+            return uniforms
+        gumbel = -(-uniforms.log()).log()
         return certainty.log() + self.noise * (1 - (step + 1) / steps) * gumbel
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from generations.batch import sizes_repeat
+from generations.decoding.active import WORDS
 from generations.modeling import UnifiedTransformer
 from generations.modeling.cache import CaptionCache, next_word_logits, start_captions
 from generations.modeling.visibility import upto
@@ -81,7 +83,8 @@ def next_logits(model: UnifiedTransformer, vision: Tensor, ids: Tensor, step: in
         ids: (B, T), written up to `step` - 1.
         step: in 1..T-1.
     """
-    return prefix_logits(model, vision, ids, torch.full((len(ids),), step, device=ids.device), step)
+    steps = torch.full((len(ids),), step, device=ids.device)
+    return prefix_logits(model, vision, ids, steps, step, alone=True)
 
 
 def prefix_logits(
@@ -89,8 +92,8 @@ def prefix_logits(
     vision: Tensor,
     ids: Tensor,
     steps: Tensor,
-    shared: int | None = None,
-    longest: int | None = None,
+    longest: int,
+    alone: bool = False,
 ) -> Tensor:
     """Logits (B, V), for each row of one position, which attends to the positions up to itself.
 
@@ -98,16 +101,17 @@ def prefix_logits(
         vision: (B, N, H) from `encode_vision`.
         ids: (B, T), row b written up to `steps[b]` - 1.
         steps: (B,) in 1..T-1.
-        shared: the step of all rows, if there is one.
-        longest: the largest of the steps, where the caller knows it.
+        longest: the largest of the steps.
+        alone: it is that of all rows.
     """
-    if model.zeroshot:
-        seen = None  # every id > 0, and none of CLS, words, MASK and SEP is 0
-    elif shared is not None:
-        ids, seen = ids[:, : shared + 1], None  # later positions are hidden: not computed at all
-    else:
-        ids = ids[:, : (longest or int(steps.max())) + 1]
-        seen = upto(steps, ids.shape[1])
+    seen = None
+    if not model.zeroshot:  # there every id > 0 is seen, and none of CLS, words, MASK and SEP is 0
+        length, padded = longest + 1, sizes_repeat(ids.device)
+        if padded:
+            length += -length % WORDS
+        ids = ids[:, :length]  # later positions are hidden: not computed at all
+        if padded or not alone:
+            seen = upto(steps, ids.shape[1])
     text = model.encode_text(ids, seen)
     _, state = model.fuse(vision, text, seen, read="text", text_positions=steps[:, None])
     return model.text_logits(state[:, 0])

@@ -16,6 +16,15 @@ def draw_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
+def draw(chances: Tensor) -> Tensor:
+    """Ids (...) drawn with probabilities (..., V). Draws from torch's global generator.
+
+    They are those of torch.multinomial, which waits for a GPU to see whether the probabilities are
+    any.
+    """
+    return (chances / torch.empty_like(chances).exponential_()).argmax(-1)
+
+
 def choose_tokens(
     logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from generations.batch import sizes_repeat
 from generations.modeling.transformer import (
     CrossLayer,
     KeyValues,
@@ -47,8 +48,7 @@ class CaptionCache:
         words = [(keys[index], values[index]) for keys, values in self.words]
         image_of = self.image_of[index]
         own = self.own_images
-        # a GPU would have to be waited for
-        if image_of.is_cuda or not torch.equal(image_of, self.image_of):
+        if sizes_repeat(image_of.device) or not torch.equal(image_of, self.image_of):
             own = [(keys[image_of], values[image_of]) for keys, values in self.images]
         return replace(self, words=words, image_of=image_of, own_images=own)
 
@@ -91,7 +91,7 @@ def next_word_logits(
     length = cache.words[0][0].shape[2]
     ids = torch.stack([words, torch.full_like(words, MASK)], 1)  # (R, 2)
     states = model.embedding_layer(ids, slots)  # (R, 2, H)
-    bias = key_bias(upto(slots, length)[None], states.dtype)
+    bias = key_bias(upto(slots, length)[None], states)
     pasts = iter([Past(*kept, slots) for kept in cache.words])
     for layer in cast(list[Layer], list(model.encoder.layer)):
         states = layer(states, bias, next(pasts))

@@ -23,7 +23,7 @@ def compile_layers(
     """Let the layers be compiled when they first run.
 
     Args:
-        model: on its device; changed in place.
+        model: on its device; changed in place. A layer that is no single graph is an error.
         choice: 1, 0, or auto: on GPUs that Triton writes code for.
         device: where it will run.
         backend: of torch.compile.
@@ -36,11 +36,12 @@ def compile_layers(
     torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)
     for module in model.modules():
         if isinstance(module, Layer):
-            module.compile(backend=backend, dynamic=True)
+            module.compile(backend=backend, dynamic=True, fullgraph=True)
         elif isinstance(module, CrossLayer):
             # the two halves are what is called; set so, they are no part of the weights
             for half in ("see", "tell"):
-                compiled = torch.compile(getattr(module, half), backend=backend, dynamic=True)
+                written = getattr(module, half)
+                compiled = torch.compile(written, backend=backend, dynamic=True, fullgraph=True)
                 setattr(module, half, compiled)
     logger.info("compiling layers when they first run")
     return True

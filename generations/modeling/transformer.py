@@ -150,7 +150,7 @@ class UnifiedTransformer(nn.Module):
             positions: (S,) of the tokens in their captions; None: one after the other.
         """
         states = self.embedding_layer(text_ids, positions)
-        bias = key_bias(text_mask, states.dtype)
+        bias = key_bias(text_mask, states)
         for layer in self.encoder.layer:
             states = self._through(layer, states, bias)
         return states
@@ -178,7 +178,7 @@ class UnifiedTransformer(nn.Module):
             vision (B, N, H) and text (B or B * C, S or P, H). A stream that is not read comes back
             as it entered the last layer.
         """
-        bias = key_bias(text_mask, text.dtype)
+        bias = key_bias(text_mask, text)
         by_row = text_mask is not None and text_mask.ndim == 3
         to_image = None if by_row else bias
 
@@ -385,12 +385,16 @@ class Projections(nn.Module):
         bias: Tensor | None,
         past: Past | None = None,
     ) -> Tensor:
-        keys, values = context if isinstance(context, tuple) else self.keys_values(context)
+        shared = narrowed(states)
+        if isinstance(context, tuple):
+            keys, values = context
+        else:
+            keys, values = self.keys_values(shared if context is states else context)
         if past is not None:
             keys = past.keys.index_copy_(2, past.slots, keys)
             values = past.values.index_copy_(2, past.slots, values)
         attended = attention(
-            self._split(self.query(states)),  # (B, heads, Q, H / heads)
+            self._split(self.query(shared)),  # (B, heads, Q, H / heads)
             keys,
             values,
             bias,  # (B, 1, 1, C), or (1, 1, Q, C)
@@ -400,6 +404,7 @@ class Projections(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeyValues:
         """Keys and values (B, heads, C, H / heads) of a context (B, C, H)."""
+        context = narrowed(context)
         return self._split(self.key(context)), self._split(self.value(context))
 
     def _split(self, states: Tensor) -> Tensor:
@@ -488,14 +493,22 @@ class ImageHead(nn.Module):
         return self.out_cluster(self.linear_feat(self.transform(states))).float()
 
 
-def key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Additive attention bias of a mask that is 1 for visible keys.
+def narrowed(states: Tensor) -> Tensor:
+    """States in the type that autocast computes in; it would convert them for each product anew."""
+    device = states.device.type
+    if states.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))
+
+
+def key_bias(mask: Tensor | None, states: Tensor) -> Tensor | None:
+    """Additive attention bias of a mask that is 1 for visible keys, in the type of the scores.
 
     (B, S) -> (B, 1, 1, S); with a row for each position that looks, (1, Q, S) -> (1, 1, Q, S).
     """
     if mask is None:
         return None
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    bias = narrowed(torch.zeros(mask.shape, dtype=states.dtype, device=mask.device))
     bias.masked_fill_(mask == 0, HIDDEN_KEY)
     return bias[:, None] if mask.ndim == 3 else bias[:, None, None]
 

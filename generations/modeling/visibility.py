@@ -19,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from generations.batch import to_device
 from generations.vocabulary import MASK, PAD
 
 
@@ -69,4 +70,4 @@ def teacher_forcing(predicted: int, device: torch.device) -> TeacherForcing:
     # a word sees the words up to itself, a [MASK] those before it
     before = positions < positions[:, None] + (~is_mask).long()[:, None]
     visible = (before & ~is_mask) | torch.eye(2 * predicted, dtype=torch.bool)
-    return TeacherForcing(predicted, positions.to(device), visible[None].to(device))
+    return TeacherForcing(predicted, to_device(positions, device), to_device(visible[None], device))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generations.batch import Batch
+from generations.batch import Batch, sizes_repeat
+from generations.decoding import sampling
 from generations.decoding.captions import decode_scored
 from generations.modeling import UnifiedTransformer, visual_input
 from generations.modeling.visibility import teacher_forcing
@@ -54,8 +55,7 @@ def causal_i2t_loss(
     """
     ids = batch.drawn_text_ids  # (B, C, T)
     lengths = (ids != PAD).sum(-1, keepdim=True)  # 0 for an absent caption
-    # on a GPU, sizes that depend on the data would have to be waited for
-    narrow = ids.device.type == "cpu"
+    narrow = not sizes_repeat(ids.device)
     predicted = int(lengths.max()) if narrow else ids.shape[-1] - 1
     vision = model.encode_vision(**visual_input(batch, dense))
     states = word_states(model, vision, ids, predicted)  # (B, C, P, H)
@@ -102,8 +102,7 @@ def causal_draw(
 
         def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
             chances = logits.float().softmax(-1)
-            chosen = torch.multinomial(chances, 1)[:, 0]
-            return torch.where(rows < drawn, chosen, logits.argmax(-1))
+            return torch.where(rows < drawn, sampling.draw(chances), logits.argmax(-1))
 
         rows = images.repeat(samples + greedy)
         written, _ = decode_scored(model, vision, text_length, text_length - 1, choose, rows)
@@ -113,7 +112,7 @@ def causal_draw(
     states = states.transpose(0, 1).flatten(0, 1)  # (S * B, L - 1, H)
     words = written[:drawn, 1:text_length]
     counted = words != PAD
-    if vision.device.type == "cpu":
+    if not sizes_repeat(vision.device):
         logprobs = states.new_zeros(words.shape, dtype=torch.float32)
         places = counted.nonzero(as_tuple=True)
         found = _logprobs(model.text_logits(states[places]), words[places])

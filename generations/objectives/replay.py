@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generations.batch import to_device
+from generations.batch import sizes_repeat
+from generations.decoding import sampling
+from generations.decoding.active import Active
 from generations.decoding.captions import cut_after_eos
 from generations.decoding.prefixes import blank_caption, next_logits, prefix_logits
 from generations.modeling import UnifiedTransformer
@@ -34,17 +36,17 @@ class Draw:
         step: the position that was written, from 1.
         rows: (A,) the captions in the batch.
         masks: of their dropout, as `recorded_dropout` gives them.
-        going: (A,) whether a caption had not ended; None: none had.
+        going: (A,) whether a caption had not ended.
     """
 
     step: int
     rows: Tensor
     masks: list[Tensor]
-    going: Tensor | None = None
+    going: Tensor
 
     def counted(self, values: Tensor) -> Tensor:
         """Values (A,) where a word was drawn, else 0."""
-        return values if self.going is None else values * self.going
+        return torch.where(self.going, values, 0.0)
 
 
 def drawn_and_greedy(
@@ -52,7 +54,6 @@ def drawn_and_greedy(
     drawn: Tensor,
     greedy: Tensor,
     text_length: int,
-    leave: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multinomial captions, with the gradient of their log-probabilities, beside greedy ones.
 
@@ -63,14 +64,12 @@ def drawn_and_greedy(
         drawn: (M, N, H) from `encode_vision`: a caption is drawn for each.
         greedy: (G, N, H) without dropout, for the greedy captions.
         text_length: L.
-        leave: ended captions leave the batch; None: on a CPU. A GPU's time for a step hardly
-            depends on a few rows, and their number repeats.
 
     Returns:
         drawn ids (M, T): CLS, L - 1 words, EOS, 0 after the first EOS; their log-probabilities
         (M, T) under the model with the same dropout, 0 where nothing was drawn; greedy ids (G, T).
     """
-    ids, draws, logprobs = _write(model, drawn.detach(), greedy, text_length, leave)
+    ids, draws, logprobs = _write(model, drawn.detach(), greedy, text_length)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if torch.is_grad_enabled():
         written = ids[: len(drawn)]
@@ -89,39 +88,33 @@ def _write(
     drawn: Tensor,
     greedy: Tensor,
     text_length: int,
-    leave: bool | None = None,
 ) -> tuple[Tensor, list[Draw], Tensor]:
     """Ids (M + G, T) as written, how the first M were drawn, and their log-probabilities (M, T)."""
     vision = torch.cat([drawn, greedy])
     device = vision.device
-    leave = device.type != "cuda" if leave is None else leave
     ids = blank_caption(len(vision), text_length, device)
     logprobs = torch.zeros(len(drawn), ids.shape[1], device=device)
-    active = torch.arange(len(vision), device=device)
-    going = torch.ones(len(vision), dtype=torch.bool, device=device)
+    # all stay on a GPU, whose time for a step hardly depends on a few rows
+    active = Active(len(vision), device, sizes=int(sizes_repeat(device)))
     draws = []
     count = len(drawn)  # of the active ones those that are drawn; they come first
     for step in range(1, text_length):
         with recorded_dropout(count) as masks:
-            logits = next_logits(model, vision, ids[active], step)
+            logits = next_logits(model, vision, ids[active.rows], step)
         words = likeliest(logits[count:])
         if count:
-            draw = Draw(step, active[:count], masks, None if leave else going[:count])
+            draw = Draw(step, active.rows[:count], masks, active.going[:count])
             draws.append(draw)
             chances = logits[:count].float().log_softmax(-1)
-            chosen = torch.multinomial(chances.exp(), 1)
-            logprobs[draw.rows, step] = draw.counted(chances.gather(1, chosen)[:, 0])
-            words = torch.cat([chosen[:, 0], words])
-        ids[active, step] = words
-        going = going & (words != EOS)
-        left = going.cpu()  # the one time that a step waits for the device
-        if not left.any():
-            break
-        if leave and not left.all():
-            index = left.nonzero()[:, 0]
-            count = int((index < count).sum())
-            index = to_device(index, device)
-            active, vision, going = active[index], vision[index], going[index]
+            chosen = sampling.draw(chances.exp())
+            logprobs[draw.rows, step] = draw.counted(chances.gather(1, chosen[:, None])[:, 0])
+            words = torch.cat([chosen, words])
+        ids[active.rows, step] = words
+        stay = active.end(words != EOS, step) if step < text_length - 1 else None
+        if stay is not None:
+            if not len(stay):
+                break
+            vision, count = vision[stay], int((stay < count).sum())
     return ids, draws, logprobs
 
 
@@ -170,7 +163,8 @@ def rows_at_once(model: UnifiedTransformer, device: torch.device) -> int:
     numbers = 10 * size.hidden_size + 3 * size.intermediate_size
     tokens = size.grid_size**2 * size.cross_layers + 18 * size.language_layers
     tokens = tokens * 3 // 2
-    return max(ROWS, free // 2 // (4 * numbers * tokens))
+    rows = max(ROWS, free // 2 // (4 * numbers * tokens))
+    return 1 << rows.bit_length() - 1  # a power of two: what is free differs, the sizes repeat
 
 
 @contextmanager

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generations.decoding import sampling
 from generations.decoding.active import Active
 from generations.decoding.captions import decode
 from generations.decoding.images import painting_steps
 from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import UnifiedTransformer
-from generations.vocabulary import CLS, EOS
+from generations.vocabulary import CLS, EOS, PAD
 
 
 @contextmanager
@@ -83,17 +84,18 @@ def sample_captions(
     written = torch.zeros_like(ids)
     written[:, 0] = CLS
     logprobs = [torch.zeros(len(vision), device=vision.device)]
-    active = Active(len(vision), vision.device, sizes=0)
+    active = Active(len(vision), vision.device)
     for step in range(1, text_length):
         if len(active.rows):
             chosen, logprob = _draw(model, vision, ids, step)
             column = logprobs[0].new_zeros(len(written))
+            logprob = torch.where(active.going, logprob, 0.0)
             logprobs.append(column.index_put((active.rows,), logprob))
-            written[active.rows, step] = chosen
+            written[active.rows, step] = torch.where(active.going, chosen, PAD)
             # out of place: the backward pass reads this step's ids
             ids = ids.clone()
             ids[:, step] = chosen
-            stay = active.end(chosen != EOS)
+            stay = active.end(chosen != EOS, step)
             if stay is not None:
                 vision, ids = vision[stay], ids[stay]
         else:
@@ -107,8 +109,8 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """Sampled ids (B,) and their log-probabilities (B,)."""
     logprobs = next_logits(model, vision, ids, step).float().log_softmax(-1)
-    chosen = torch.multinomial(logprobs.detach().exp(), 1)
-    return chosen[:, 0], logprobs.gather(1, chosen)[:, 0]
+    chosen = sampling.draw(logprobs.detach().exp())
+    return chosen, logprobs.gather(1, chosen[:, None])[:, 0]
 
 
 def paint_softly(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generations.batch import Batch, to_device
+from generations.batch import Batch, sizes_repeat, to_device
 from generations.modeling import UnifiedTransformer, visual_input
 from generations.objectives.losses import BERT_CLASSES, IGNORED, label_smoothing_loss
 from generations.runtime.graphs import at_once
@@ -91,7 +91,7 @@ def xe_t2i_loss(
     visual_mask = torch.zeros_like(targets, dtype=torch.bool).index_fill(0, index, True)
     visual_mask = visual_mask.view_as(batch.cluster_ids)
     targets = targets[index]
-    if targets.is_cuda:
+    if sizes_repeat(targets.device):
         index, targets = repeating_size(index, targets, CELLS_AT_ONCE * len(batch))
     ((kind, content),) = visual_input(batch, dense).items()
 
@@ -124,10 +124,6 @@ def masked_cells(positions: Tensor, batch_size: int, cells: int) -> Tensor:
 
 
 def repeating_size(index: Tensor, targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """Lengthen (M,) both to a multiple, by rows that do not count; their number repeats so.
-
-    A GPU's libraries and memory are used to sizes that they have seen; that of a mask is another
-    in each iteration.
-    """
+    """Lengthen (M,) both to a multiple, by rows that do not count; their number repeats so."""
     more = -len(index) % multiple
     return F.pad(index, (0, more)), F.pad(targets, (0, more), value=IGNORED)

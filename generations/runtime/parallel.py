@@ -152,14 +152,26 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
         sharded.reshard()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], limit: float, zeros: Iterable[nn.Parameter] = ()
+) -> Tensor:
     """Scale gradients down to a norm; 0 does not clip.
+
+    Args:
+        parameters: those without a gradient are left out.
+        limit: the largest norm.
+        zeros: parameters whose gradient, not there yet, is 0. They do not change the norm, but
+            without them its sum would be taken in another order.
 
     Returns:
         the norm before, over all processes' shards.
     """
-    with_gradient = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(with_gradient, limit or torch.inf)
+    plain = [p for p in zeros if type(p) is nn.Parameter]  # not FSDP's
+    empty = dict.fromkeys(plain, plain[0].new_zeros(())) if plain else {}
+    parameters = list(parameters)
+    gradients = [empty.get(p, p.grad) for p in parameters]
+    norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
+    nn.utils.clip_grads_with_norm_(parameters, limit or torch.inf, norm)
     return norm.full_tensor() if _is_shard(norm) else norm
 
 

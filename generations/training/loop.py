@@ -60,7 +60,7 @@ class TrainingState:
 
     Attributes:
         iteration: iterations done.
-        joined: parameters that have had a gradient (see `fill_absent_gradients`).
+        joined: parameters that have had a gradient (see `absent_gradients`).
         samples: training samples consumed, by all processes, in the global order.
         order: what that order depends on: the seed and the number of images.
         skipped: updates skipped in all, and in a row up to now.

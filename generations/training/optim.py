@@ -1,7 +1,7 @@
 """Optimiser, learning-rate schedule, and the original's zero-gradient rule. Source: SPEC 5."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,12 @@ def build_scheduler(optimizer: Optimizer, settings: SolverSettings) -> LambdaLR:
 
 
 def fill_absent_gradients(model: nn.Module, joined: set[str]) -> None:
-    """Give a zero gradient to parameters that this iteration did not use.
+    """Give the parameters of `absent_gradients` their zeros."""
+    give_zeros(absent_gradients(model, joined))
+
+
+def absent_gradients(model: nn.Module, joined: set[str]) -> list[nn.Parameter]:
+    """Parameters that this iteration did not use, and whose gradient is zero all the same.
 
     In the original every parameter has a gradient in every iteration, so AdamW moves and decays
     the ones a task did not use as well. Exceptions are `pooler.*` and
@@ -73,19 +78,38 @@ def fill_absent_gradients(model: nn.Module, joined: set[str]) -> None:
         model: after the backward pass.
         joined: names of parameters that had a gradient before; kept by the caller, updated here.
     """
-    zeros: Tensor | None = None  # all of them are views of it, as nobody changes zeros
+    absent = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.startswith(_NEVER_READ):
             continue
         if parameter.grad is not None:
             joined.add(name)
         elif name in joined or name != "mask_feat":
-            if type(parameter) is not nn.Parameter:  # FSDP's
-                parameter.grad = torch.zeros_like(parameter)
-                continue
-            if zeros is None:
-                zeros = parameter.new_zeros(max(map(torch.numel, model.parameters())))
+            absent.append(parameter)
+    return absent
+
+
+def give_zeros(parameters: Sequence[nn.Parameter], zeros: Tensor | None = None) -> Tensor | None:
+    """Zero gradients that are all views of one array; nobody may write into them.
+
+    Args:
+        parameters: of one device, without gradients.
+        zeros: what an earlier call returned, to be used again where it is large enough.
+
+    Returns:
+        the array; None: nobody needed one.
+    """
+    plain = [parameter for parameter in parameters if type(parameter) is nn.Parameter]
+    size = max(map(torch.numel, plain), default=0)
+    if size and (zeros is None or len(zeros) < size or zeros.device != plain[0].device):
+        zeros = plain[0].new_zeros(size)
+    for parameter in parameters:
+        if type(parameter) is nn.Parameter:
+            assert zeros is not None
             parameter.grad = zeros[: parameter.numel()].view_as(parameter)
+        else:  # FSDP's
+            parameter.grad = torch.zeros_like(parameter)
+    return zeros
 
 
 _NEVER_READ = ("pooler.", "classifier.seq_relationship.")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from generations.runtime import clip_gradients
-from generations.training.optim import fill_absent_gradients
+from generations.training.optim import absent_gradients, give_zeros
 
 
 def apply_gradients(
@@ -16,7 +16,7 @@ def apply_gradients(
     scaler: torch.amp.GradScaler | None = None,
     wait: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fill, clip, step unless the gradients are not finite, and drop them.
+    """Clip, fill, step unless the gradients are not finite, and drop them.
 
     On a GPU the kernel of the fused AdamW reads there whether to leave weights and moments alone,
     so that nobody waits for the norm.
@@ -24,7 +24,7 @@ def apply_gradients(
     Args:
         model: after the backward pass.
         optimizer: of its parameters.
-        joined: as of `fill_absent_gradients`.
+        joined: as of `absent_gradients`.
         grad_clip: largest norm; 0 does not clip.
         scaler: of the loss, if its gradients were scaled.
         wait: for the norm, on the host; None: where the optimiser cannot decide on the device.
@@ -33,10 +33,13 @@ def apply_gradients(
         the norm before clipping, and whether it is finite and the weights were updated; scalars on
         the gradients' device.
     """
-    fill_absent_gradients(model, joined)
+    absent = absent_gradients(model, joined)
     if scaler is not None:
         scaler.unscale_(optimizer)
-    norm = clip_gradients(model.parameters(), grad_clip)
+    norm = clip_gradients(model.parameters(), grad_clip, absent)
+    # kept with the optimiser: AdamW reads these zeros, and nothing writes them in any iteration
+    zeros = give_zeros(absent, getattr(optimizer, "zeros", None))
+    optimizer.zeros = zeros  # type: ignore[attr-defined]
     finite = torch.isfinite(norm)
     if wait is None:
         wait = not _decides_on_device(model, optimizer, scaler)

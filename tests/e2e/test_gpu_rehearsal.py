@@ -84,8 +84,11 @@ def test_every_task_runs_on_fake_cuda_tensors_and_waits_where_it_has_to(tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
     reads = {row["name"]: row["reads"] for row in json.loads(out.read_text())}
-    for name in ("xe_i2t", "xe_t2i", "xe_i2t_causal", "rl_t2i", "painting"):
+    for name in ("xe_i2t", "xe_t2i", "xe_i2t_causal", "rl_t2i", "painting", "painting_guided"):
         assert reads[name] == 0, name
-    # one for each word, and one for the reward
-    assert reads["rl_i2t"] <= 15 + 1 and reads["rl_i2t_causal"] <= 15 + 1
-    assert reads["captioning"] <= 17 and reads["captioning_causal"] <= 17
+    # one for every fourth of 15 words, and one for the reward
+    assert reads["rl_i2t"] <= 3 + 1 and reads["rl_i2t_causal"] <= 3 + 1
+    # of 16 words; a beam writes the greedy caption as well
+    for name in ("captioning", "captioning_sample", "captioning_causal"):
+        assert reads[name] <= 4, name
+    assert reads["captioning_beam"] <= 8 and reads["captioning_beam_causal"] <= 8

@@ -18,6 +18,7 @@ from generations.decoding import (
     draw_uniforms,
     image_tokens,
     sampled_captions,
+    sampling,
 )
 from generations.features import ExtractorSettings, build_extractor
 from generations.image_generator.generator import GeneratorSize, ImageGenerator
@@ -86,13 +87,13 @@ def same_draws(rows: int) -> Iterator[None]:
     noise = torch.rand(rows, 16, SIZE.clusters, generator=source).clamp(0.05, 0.95)
 
     def drawn(chances: Tensor, *_) -> Tensor:
-        return next(columns["drawn"])[: len(chances), None].to(chances.device)
+        return next(columns["drawn"])[: len(chances)].to(chances.device)
 
     def likeliest(logits: Tensor) -> Tensor:
         return next(columns["greedy"])[: len(logits)].to(logits.device)
 
     with (
-        mock.patch("torch.multinomial", drawn),
+        mock.patch.object(sampling, "draw", drawn),
         mock.patch.object(replay, "likeliest", likeliest),
         mock.patch.object(sequence, "likeliest", likeliest),
         mock.patch.object(Tensor, "exponential_", lambda self: self.copy_(noise)),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from generations import batch
 from generations.decoding import cut_after_eos, painting_steps
 from generations.decoding.prefixes import blank_caption, next_logits
 from generations.modeling import ModelSize, UnifiedTransformer
@@ -46,8 +47,9 @@ def assert_equal(ours, theirs):
         assert (gradient - theirs[name]).abs().max() / scale < 1e-5, name
 
 
-def kept_graph(model, vision, greedy, length, leave=True):
+def kept_graph(model, vision, greedy, length):
     """What `drawn_and_greedy` gives, step by step and with its whole graph."""
+    leave = not batch.sizes_repeat(vision.device)
     ids = blank_caption(len(vision) + len(greedy), length, vision.device)
     states = torch.cat([vision, greedy])
     ended = torch.zeros(len(ids), dtype=torch.bool)
@@ -76,11 +78,13 @@ def kept_graph(model, vision, greedy, length, leave=True):
 
 
 @pytest.mark.parametrize("zeroshot", [False, True])
-@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("captions, greedy", [(3, 2), (5, 0), (20, 4)])
 def test_replayed_captions_have_the_gradients_of_the_whole_graph(
-    model, captions, greedy, leave, zeroshot
+    model, captions, greedy, on_gpu, zeroshot, as_on_a_gpu
 ):
+    if on_gpu:  # ended captions stay
+        as_on_a_gpu()
     # of 3 rows up to three steps run at once, of 5 two, of 20 each alone (replay.ROWS)
     model.zeroshot = zeroshot
     features = torch.randn(captions, 9, 10)
@@ -89,7 +93,7 @@ def test_replayed_captions_have_the_gradients_of_the_whole_graph(
     for way in (drawn_and_greedy, kept_graph):
         torch.manual_seed(3)
         vision = model.encode_vision(features)
-        ids, logprobs, likeliest = way(model, vision, certain, LENGTH, leave)
+        ids, logprobs, likeliest = way(model, vision, certain, LENGTH)
         reward = torch.arange(float(captions))[:, None] - 1.5
         found = gradients(model, (logprobs * reward).sum())
         results.append((ids, likeliest, logprobs, found))
