@@ -110,7 +110,7 @@ def test_what_a_gpu_found_is_looked_at_one_update_later(monkeypatch):
         guard.updated(iteration, "xe_i2t", finite)
         seen.append(guard.skipped)
     assert seen == [0, 0, 1]
-    with pytest.raises(UserError, match=r"iteration 2, xe_i2t.*images a, b, c, d\), 2 times in a row"):
+    with pytest.raises(UserError, match=r"iteration 2, xe_i2t.*a, b, c, d\), 2 times in a row"):
         guard.updated(3, "xe_i2t", found[3])
     guard.settle()
     assert (guard.skipped, guard.in_a_row) == (2, 0)
