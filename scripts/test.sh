@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Style, types and all tests, in the project's own .venv. Arguments go to pytest; with --fast, which comes
 # first, it runs tests/unit and tests/parity without what is marked slow.
-# By variable: TEST_PROCESSES=2, each on one core and with whole files; 0: one after the other, in this process.
+# By variable: TEST_PROCESSES, each on one core and with whole files. By default one more than there are cores, as tests of several
+# processes wait a good deal; 0: one after the other, in this process.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
@@ -14,4 +15,4 @@ if [ "${1:-}" = --fast ]; then
   set -- tests/unit tests/parity -m "not slow" "$@"
 fi
 # in the order of folders: e2e, whose tests take longest, comes first
-python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n "${TEST_PROCESSES:-$(($(nproc) + 1))}" --dist loadfile --no-loadscope-reorder "$@"

@@ -204,7 +204,7 @@ def test_the_memory_benchmark_runs():
 
 
 def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
-    names = ["xe_t2i_step", "cider_d_reward", "rl_i2t_step_causal"]
+    names = ["cider_d_reward", "rl_i2t_step_causal"]
     out = tmp_path / "figures.json"
     benchmark(
         "run.py", "--rounds", "1", "--threads", "1", "--only", ",".join(names), "--out", str(out)
@@ -213,23 +213,20 @@ def test_the_benchmark_runs_and_its_figures_agree(tmp_path):
     # the reward has no precision, so it is measured once
     assert [row["name"] for row in rows] == [
         *(f"{name}/mini" for name in names),
-        "xe_t2i_step/mini/bf16",
         "rl_i2t_step_causal/mini/bf16",
     ]
     assert all(row["equal"] and row["ratio"] > 0 for row in rows)
     assert all(0 <= row["difference"] < 3e-2 for row in rows)
-    assert [row["precision"] for row in rows] == [*["float32"] * 3, *["bf16"] * 2]
-    for half, full in ((3, 0), (4, 2)):  # it was bf16 indeed
-        assert rows[half]["difference"] > 10 * rows[full]["difference"]
+    assert [row["precision"] for row in rows] == ["float32", "float32", "bf16"]
+    assert rows[2]["difference"] > 10 * rows[1]["difference"]  # it was bf16 indeed
 
 
 def test_the_benchmark_of_growth_runs(tmp_path):
     out = tmp_path / "rows.json"
-    benchmark("growth.py", "--batch", "2", "--only", "captioning,processes", "--out", str(out))
+    benchmark("growth.py", "--batch", "2", "--only", "processes", "--out", str(out))
     rows = json.loads(out.read_text())
-    assert [row.get("images") for row in rows[:3]] == [10, 20, 40]
-    assert [row["name"] for row in rows[3:]] == ["1 process", "2 processes"]
-    assert all(row["samples_per_s"] > 0 for row in rows[3:])
+    assert [row["name"] for row in rows] == ["1 process", "2 processes"]
+    assert all(row["samples_per_s"] > 0 for row in rows)
 
 
 def test_the_benchmark_of_options_paints_the_same_pictures_either_way(tmp_path):

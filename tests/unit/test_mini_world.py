@@ -255,7 +255,7 @@ def test_a_sample_does_not_depend_on_the_sizes(tmp_path):
 def test_a_bad_size_is_refused_and_leaves_the_earlier_world(tmp_path):
     path = write_world(tmp_path, train=1, val=1, test=1)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="test is -1"):
+    with pytest.raises(UserError, match="test must be 0 or more, not -1"):
         write_world(tmp_path, train=1, val=1, test=-1)
     assert path.read_bytes() == before
 
