@@ -8,11 +8,12 @@ source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
 pyright
-# threads of two processes would wait for each other
+processes=${TEST_PROCESSES:-$(($(nproc) + 1))} # before the next line, which nproc heeds
+# threads of several processes would wait for each other
 export OMP_NUM_THREADS=1
 if [ "${1:-}" = --fast ]; then
   shift
   set -- tests/unit tests/parity -m "not slow" "$@"
 fi
 # in the order of folders: e2e, whose tests take longest, comes first
-python -m pytest -n "${TEST_PROCESSES:-$(($(nproc) + 1))}" --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
