@@ -16,6 +16,12 @@ if settings is not None:
     settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come before quick ones, so that no process is left alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: "e2e" not in item.path.parts and item.path not in slow)
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Lets sizes be rounded up on the CPU, everywhere, from when it is called."""

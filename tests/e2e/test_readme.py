@@ -46,7 +46,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("generations", "configs", "scripts", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "models" / "mini", copy / "models" / "mini")
-    sizes = "--sizes 400 20 20 --config configs/mini/stage1.yaml"
+    sizes = "--sizes 150 20 20 --config configs/mini/stage1.yaml"
     shell(copy, f"python generations/prepare.py mini-world {sizes}")
     settings = "--config configs/mini/stage1.yaml generator.train_steps 5 clip.train_steps 5"
     shell(copy, f"python generations/prepare.py all {settings}")

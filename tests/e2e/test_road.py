@@ -231,9 +231,8 @@ def test_the_benchmark_of_growth_runs(tmp_path):
 
 def test_the_benchmark_of_options_paints_the_same_pictures_either_way(tmp_path):
     out = tmp_path / "rows.json"
-    benchmark("options.py", "--only", "channels_last,split", "--out", str(out))
-    layout, _, split = json.loads(out.read_text())
-    assert layout["difference"] < 1e-3
+    benchmark("options.py", "--only", "split", "--out", str(out))
+    (split,) = json.loads(out.read_text())
     assert split["name"] == "split" and split["difference"] == 0
 
 
