@@ -51,11 +51,13 @@ def main() -> None:
         return
     if not arguments.config:
         parser.error("--config names the data set and the model")
+    plan = [run.split(":") for run in arguments.runs.split(",")]
+    if plan[0][-1] == "words":
+        parser.error("--runs: words are those of the paper's run, which has to come before")
     own = {"paper": arguments.paper.split(), "causal": arguments.causal.split()}
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         train = Trainer(arguments.config, Path(folder), arguments.keys, own)
-        plan = [run.split(":") for run in arguments.runs.split(",")]
         ways = [way for way in WAYS if any(way == planned for planned, _ in plan)]
         pace = {way: train.pace(way) for way in ways}
         words = {way: train.words(way) for way in ways}

@@ -29,7 +29,10 @@ samples_and_scores() {
 }
 
 # Two jobs run beside each other, each on half of the cores: networks as small as these gain little from more.
-half=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
+half=$((cores > 3 ? cores / 2 : 1))
+pid=""
+# what runs beside ends with the script
+trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null || true' EXIT
 beside() { # COMMAND...: runs it behind the next step; its output goes to a file
   log=models/$exp_id.beside.log
   mkdir -p models
@@ -38,6 +41,7 @@ beside() { # COMMAND...: runs it behind the next step; its output goes to a file
 }
 finish() { # waits for what runs beside
   wait "$pid" || { tail -n 40 "$log" >&2; exit 1; }
+  pid=""
   rm "$log"
 }
 

@@ -12,3 +12,5 @@ if [ "$(cat .venv/.installed 2>/dev/null || true)" != "$wanted" ]; then
 fi
 # shellcheck source=/dev/null
 source .venv/bin/activate
+# cores that may be used; nproc is not everywhere, and heeds OMP_NUM_THREADS
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')

@@ -59,7 +59,7 @@ def recorded_dropout(rows: int) -> Iterator[list[Tensor]]:
 
     def drop(values: Tensor, chance: float) -> Tensor:
         dropping, staying = values[:rows], values[rows:]
-        if values.is_cuda:  # one kernel in the place of four
+        if values.device.type != "cpu":  # one kernel in the place of four
             dropped, kept = torch.native_dropout(dropping, chance, True)
         else:
             kept, scale = _drawn(dropping, chance)
@@ -82,7 +82,7 @@ def repeated_dropout(records: Iterable[list[Tensor]]) -> Iterator[None]:
     sites = zip(*records, strict=True)
 
     def drop(values: Tensor, chance: float) -> Tensor:
-        scale = 1 / (1 - chance) if values.is_cuda else _scale(chance)
+        scale = _scale(chance) if values.device.type == "cpu" else 1 / (1 - chance)
         return values * stacked(next(sites)) * scale
 
     with _replaced(drop):
@@ -138,9 +138,9 @@ def _drawn(values: Tensor, chance: float) -> tuple[Tensor, float]:
 
 
 def _threshold(chance: float) -> int:
-    """Of the 65,536 numbers, how many drop."""
-    return round(chance * _STEPS)
+    """Of the 65,536 numbers, how many drop; a chance just below 1 leaves one."""
+    return min(round(chance * _STEPS), _STEPS - 1)
 
 
 def _scale(chance: float) -> float:
-    return _STEPS / max(1, _STEPS - _threshold(chance))
+    return _STEPS / (_STEPS - _threshold(chance))

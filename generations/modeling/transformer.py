@@ -183,7 +183,7 @@ class UnifiedTransformer(nn.Module):
         to_image = None if by_row else bias
 
         def shown(text: Tensor) -> Tensor:
-            # the first position is the same in all captions of an image
+            # the first position, [CLS], is the same in all captions of an image
             return text[:: len(text) // len(vision), :1] if by_row else text
 
         *layers, last = cast(list[CrossLayer], list(self.encoder.x_layers))

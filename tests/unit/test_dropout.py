@@ -46,6 +46,11 @@ def test_a_seed_gives_the_same_masks_and_draws_move_on():
     assert not torch.equal(first, second)
 
 
+def test_a_chance_just_below_one_drops_nearly_everything():
+    torch.manual_seed(3)
+    assert (Dropout(1 - 1e-7)(torch.ones(10_000)) == 0).double().mean() > 0.999
+
+
 def test_evaluation_drops_nothing():
     values = torch.rand(7)
     assert Dropout(0.5).eval()(values) is values
